@@ -1,0 +1,79 @@
+"""What is saved: Gaussians, whose they are, and where they came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from guava.avatar.gaussians import Gaussians
+from guava.body import Identity, Pose
+from guava.camera import Camera
+
+
+@dataclass(frozen=True)
+class SourceView:
+    """How the source photo saw the person.
+
+    Attributes:
+        pose: B = 1, the photo's own pose.
+        camera: Camera of the square crop that the avatar was made from.
+        crop_from_image: (3, 3) tensor, photo pixels -> crop pixels (EXIF orientation applied).
+        width, height: The photo's size in pixels, EXIF orientation applied.
+        sha256: Hash of the photo file's bytes; "" if it was not a file.
+        name: The photo's file name, without its folder.
+    """
+
+    pose: Pose
+    camera: Camera
+    crop_from_image: Tensor
+    width: int
+    height: int
+    sha256: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What an avatar file says of its own making.
+
+    Attributes:
+        generator: "baseline", later "lite", "official", ...
+        settings: The generator's configuration.
+        software: Name and version of the program.
+        created: UTC time, ISO 8601.
+        observed_fraction: Share of the (opacity-weighted) Gaussians whose colour was seen in the photo.
+        subject_consent: What the maker declared about the pictured person's consent; "not stated" by default.
+        synthetic_media: Always True: renders of this file are synthetic.
+        notes: Warnings from tracking and reconstruction, in sentences.
+    """
+
+    generator: str
+    settings: dict
+    software: str
+    created: str
+    observed_fraction: float
+    subject_consent: str = "not stated"
+    synthetic_media: bool = True
+    notes: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Avatar:
+    """A canonical avatar (Sec. 3.2).
+
+    Attributes:
+        gaussians: The record.
+        identity: B = 1, shape and offsets of the person on the template.
+        template_hash: The template that all indices refer to.
+        source: The photo's own view.
+        provenance: Where it came from.
+        refiner: Name of the refiner that channels 3.. need, or None when the first three channels are the picture.
+    """
+
+    gaussians: Gaussians
+    identity: Identity
+    template_hash: str
+    source: SourceView
+    provenance: Provenance
+    refiner: str | None = None

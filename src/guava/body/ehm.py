@@ -1,0 +1,302 @@
+"""The EHM forward pass (paper Sec. 3.1, Eq. 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor, nn
+
+from guava.body.template import Template
+from guava.rotation import axis_angle_to_matrix
+
+BODY_EYES = ("left_eye_smplhf", "right_eye_smplhf")
+HEAD_JAW, HEAD_LEFT_EYE, HEAD_RIGHT_EYE = 2, 3, 4
+JAW, LEFT_EYE, RIGHT_EYE = 22, 23, 24
+"""Rows of ``Pose.joints`` that drive the head model; the body's own jaw and eye joints stay at rest."""
+
+
+class _Batched:
+    """Frozen dataclasses of tensors that share their leading dimensions."""
+
+    def to(self, device=None, dtype=None):
+        """Every tensor on another device or in another dtype."""
+        return replace(self, **{f.name: getattr(self, f.name).to(device=device, dtype=dtype) for f in fields(self)})
+
+    def detach(self):
+        """Every tensor cut off from the graph."""
+        return replace(self, **{f.name: getattr(self, f.name).detach() for f in fields(self)})
+
+    def __getitem__(self, index):
+        """Index the leading dimension of every tensor."""
+        return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+
+@dataclass(frozen=True)
+class Identity(_Batched):
+    """What stays the same while a person moves. Leading dimension B is 1 or the batch's size.
+
+    Attributes:
+        body_shape: (B, S_body) beta_b, unit variance.
+        head_shape: (B, S_head) beta_f, unit variance.
+        joint_offsets: (B, J, 3) Delta J of Eq. 1, metres.
+        head_scale: (B, 3) per-axis factors about the head model's origin.
+        hand_scale: (B, 3) per-axis factors about the template's hand centres.
+    """
+
+    body_shape: Tensor
+    head_shape: Tensor
+    joint_offsets: Tensor
+    head_scale: Tensor
+    hand_scale: Tensor
+
+    @staticmethod
+    def neutral(template: Template, batch: int = 1) -> Identity:
+        """The template's mean person."""
+        return Identity(
+            torch.zeros(batch, template.body.num_shape),
+            torch.zeros(batch, template.head.num_shape),
+            torch.zeros(batch, template.body.num_joints, 3),
+            torch.ones(batch, 3),
+            torch.ones(batch, 3),
+        )
+
+
+@dataclass(frozen=True)
+class Pose(_Batched):
+    """What changes from frame to frame. Leading dimension B.
+
+    Attributes:
+        joints: (B, J, 3) axis-angle relative to the parent, in SMPL-X order; row 0 is the root orientation, rows
+            22-24 (jaw, left eye, right eye) drive the head model.
+        expression: (B, E) head expression, by ``Template.expression_names``.
+        body_expression: (B, E_body) expression of the body model itself; E_body is 0 for the open template.
+        eyelids: (B, L) factors of ``Template.eyelid_dirs``; L is 0 for the open template (its units have lids).
+        translation: (B, 3) metres, added after skinning.
+    """
+
+    joints: Tensor
+    expression: Tensor
+    body_expression: Tensor
+    eyelids: Tensor
+    translation: Tensor
+
+    @staticmethod
+    def rest(template: Template, batch: int = 1) -> Pose:
+        """The T pose with a neutral face at the origin."""
+        return Pose(
+            torch.zeros(batch, template.body.num_joints, 3),
+            torch.zeros(batch, template.head.num_expression),
+            torch.zeros(batch, template.body.num_expression),
+            torch.zeros(batch, template.eyelid_dirs.shape[-1]),
+            torch.zeros(batch, 3),
+        )
+
+
+@dataclass(frozen=True)
+class EHMOutput:
+    """A posed EHM.
+
+    Attributes:
+        vertices: (B, V, 3) posed.
+        joints: (B, J, 3) posed.
+        transforms: (B, V, 4, 4) blended skinning transforms: posed = transforms @ rest (translation included,
+            pose correctives excluded). Their rotation part is a blend, not orthonormal.
+        joint_transforms: (B, J, 4, 4) the same for every joint, before blending.
+        rest_vertices: (B, V, 3) the mesh before body skinning, with the expressive head in place.
+        rest_joints: (B, J, 3).
+    """
+
+    vertices: Tensor
+    joints: Tensor
+    transforms: Tensor
+    joint_transforms: Tensor
+    rest_vertices: Tensor
+    rest_joints: Tensor
+
+
+class EHM(nn.Module):
+    """The expressive human model of Eq. 1, batched and differentiable.
+
+        M_ehm = LBS( U( M_b(beta_b), M_f(beta_f, psi_f, theta_jaw) + e ), theta_b, theta_h, J_b(beta_b) + dJ )
+
+    The body's head vertices are replaced by the neutral-pose head model (``U``), shifted by the displacement ``e``
+    between the two models' eye joints, and the whole is posed by linear blend skinning.
+
+    Args:
+        template: The two models and how they join.
+        vertex_ids: (n,) Compute only these vertices (fitting needs about a thousand of them). Joints come from the
+            template arrays then, so it is refused for templates that regress joints from the mesh.
+    """
+
+    def __init__(self, template: Template, vertex_ids: Tensor | None = None):
+        super().__init__()
+        if vertex_ids is not None and template.regress_joints:
+            raise ValueError("vertex_ids cannot be combined with joints that are regressed from the whole mesh.")
+        self.template = template
+        body, head = template.body, template.head
+        ids = torch.arange(body.num_vertices) if vertex_ids is None else vertex_ids.long()
+        self.register_buffer("vertex_ids", ids, persistent=False)
+        slot = torch.full((body.num_vertices,), -1, dtype=torch.long)
+        slot[template.head_vertex_ids] = torch.arange(len(template.head_vertex_ids))
+        here = slot[ids]
+        rows = (here >= 0).nonzero()[:, 0]  # positions in `ids` that belong to the head
+        picked = here[rows]
+        self.register_buffer("head_rows", rows, persistent=False)
+
+        def keep(name: str, value: Tensor) -> None:
+            self.register_buffer(name, value.clone(), persistent=False)
+
+        keep("v_template", body.v_template[ids])
+        keep("shape_dirs", body.shape_dirs[ids])
+        keep("body_expression_dirs", body.expression_dirs[ids])
+        keep("pose_dirs", body.pose_dirs[ids])
+        keep("weights", body.weights[ids])
+        keep("joints_template", body.joints_template)
+        keep("joints_shape_dirs", body.joints_shape_dirs)
+        keep("head_v_template", head.v_template[picked])
+        keep("head_shape_dirs", head.shape_dirs[picked])
+        keep("head_expression_dirs", head.expression_dirs[picked])
+        keep("head_pose_dirs", head.pose_dirs[picked])
+        keep("head_weights", head.weights[picked])
+        keep("head_joints_template", head.joints_template)
+        keep("head_joints_shape_dirs", head.joints_shape_dirs)
+        keep("head_blend", template.head_blend[picked])
+        keep("eyelid_dirs", template.eyelid_dirs[picked])
+        keep("hand_centers", template.hand_centers)
+        hand_of = torch.full((body.num_vertices,), -1, dtype=torch.long)
+        for side in (0, 1):
+            hand_of[template.hand_vertex_ids[side]] = side
+        keep("hand_of", hand_of[ids])
+        if template.regress_joints:
+            keep("joint_regressor", body.joint_regressor)
+            keep("head_joint_regressor", head.joint_regressor)
+        self.parents = body.parents.tolist()
+        self.body_eyes = [template.joint(name) for name in BODY_EYES]
+        self._levels = _tree_levels(self.parents)
+
+    def head(self, identity: Identity, pose: Pose) -> tuple[Tensor, Tensor]:
+        """The expressive head in its neutral pose, M_f of Eq. 1.
+
+        Returns:
+            Vertices (B, n_head, 3) and joints (B, 5, 3), in the head model's own frame (origin between the eyes for
+            the open template), before ``head_scale``.
+        """
+        vertices = (
+            self.head_v_template
+            + _apply(self.head_shape_dirs, identity.head_shape)
+            + _apply(self.head_expression_dirs, pose.expression)
+        )
+        joints = self.head_joints_template + _apply(self.head_joints_shape_dirs, identity.head_shape)
+        if self.template.regress_joints:
+            joints = torch.einsum("jv,bvd->bjd", self.head_joint_regressor, vertices)
+        rotations = axis_angle_to_matrix(pose.joints[:, [JAW, LEFT_EYE, RIGHT_EYE]])
+        if self.head_pose_dirs.shape[-1]:
+            eye = torch.eye(3, dtype=vertices.dtype, device=vertices.device)
+            neck_and_head = torch.zeros(rotations.shape[0], 1, 9, dtype=vertices.dtype, device=vertices.device)
+            feature = torch.cat([neck_and_head, (rotations - eye).flatten(-2)], 1).flatten(1)
+            vertices = vertices + _apply(self.head_pose_dirs, feature)
+        # Neck and head are at rest here, so jaw and eyes turn about their own joints: v += w (R - I)(v - J).
+        moved = vertices
+        for row, joint in enumerate((HEAD_JAW, HEAD_LEFT_EYE, HEAD_RIGHT_EYE)):
+            arm = vertices - joints[:, joint : joint + 1]
+            moved = moved + self.head_weights[:, joint : joint + 1] * (arm @ rotations[:, row].transpose(-1, -2) - arm)
+        if self.eyelid_dirs.shape[-1]:
+            moved = moved + _apply(self.eyelid_dirs, pose.eyelids)
+        return moved, joints
+
+    def rest(self, identity: Identity, pose: Pose) -> tuple[Tensor, Tensor]:
+        """The rest-pose mesh with its head replaced, U(M_b, M_f + e) of Eq. 1, and the rest joints (with dJ).
+
+        Returns:
+            Vertices (B, n, 3) and joints (B, J, 3).
+        """
+        vertices = self.v_template + _apply(self.shape_dirs, identity.body_shape)
+        if self.body_expression_dirs.shape[-1]:
+            vertices = vertices + _apply(self.body_expression_dirs, pose.body_expression)
+        if self.template.regress_joints:
+            joints = torch.einsum("jv,bvd->bjd", self.joint_regressor, vertices)
+        else:
+            joints = self.joints_template + _apply(self.joints_shape_dirs, identity.body_shape)
+        joints = joints + identity.joint_offsets
+
+        head, head_joints = self.head(identity, pose)
+        head = head * identity.head_scale[:, None]
+        # e of Eq. 1. The head's eye joints are taken before head_scale, as in the release.
+        shift = joints[:, self.body_eyes].mean(1) - head_joints[:, [HEAD_LEFT_EYE, HEAD_RIGHT_EYE]].mean(1)
+        batch = max(vertices.shape[0], head.shape[0])
+        vertices = vertices.expand(batch, -1, -1)
+        body_part = vertices[:, self.head_rows]
+        replaced = body_part + self.head_blend[:, None] * (head + shift[:, None] - body_part)
+        vertices = vertices.index_copy(1, self.head_rows, replaced.expand(batch, -1, -1))
+
+        for side in (0, 1):
+            mask = (self.hand_of == side)[:, None]
+            scaled = vertices * identity.hand_scale[:, None] + (1 - identity.hand_scale[:, None]) * self.hand_centers[side]
+            vertices = torch.where(mask, scaled, vertices)
+        if self.template.regress_joints:
+            joints = torch.einsum("jv,bvd->bjd", self.joint_regressor, vertices) + identity.joint_offsets
+        return vertices, joints.expand(batch, -1, -1)
+
+    def forward(self, identity: Identity, pose: Pose) -> EHMOutput:
+        """Pose the model.
+
+        Args:
+            identity: B = 1 (shared by all frames) or the batch's size.
+            pose: B frames.
+        """
+        vertices, joints = self.rest(identity, pose)
+        batch = pose.joints.shape[0]
+        vertices, joints = vertices.expand(batch, -1, -1), joints.expand(batch, -1, -1)
+        rotations = axis_angle_to_matrix(pose.joints)
+        eye = torch.eye(3, dtype=rotations.dtype, device=rotations.device)
+        rotations = torch.cat([rotations[:, :JAW], eye.expand(batch, 3, 3, 3), rotations[:, RIGHT_EYE + 1 :]], 1)
+        if self.pose_dirs.shape[-1]:
+            feature = (rotations[:, 1:] - eye).flatten(1)
+            skinned = vertices + _apply(self.pose_dirs, feature)
+        else:
+            skinned = vertices
+        joint_transforms, posed_joints = self._kinematics(rotations, joints, pose.translation)
+        blended = torch.einsum("vj,bjrc->bvrc", self.weights, joint_transforms)
+        posed = (blended[..., :3, :3] @ skinned[..., None]).squeeze(-1) + blended[..., :3, 3]
+        return EHMOutput(posed, posed_joints, blended, joint_transforms, vertices, joints)
+
+    def _kinematics(self, rotations: Tensor, joints: Tensor, translation: Tensor) -> tuple[Tensor, Tensor]:
+        """Relative joint transforms (B, J, 4, 4) and posed joints (B, J, 3), one tree level at a time."""
+        batch, count = joints.shape[:2]
+        world_r: list[Tensor] = [None] * count  # type: ignore[list-item]
+        world_t: list[Tensor] = [None] * count  # type: ignore[list-item]
+        world_r[0], world_t[0] = rotations[:, 0], joints[:, 0]
+        for children, parents in self._levels:
+            parent_r = torch.stack([world_r[p] for p in parents], 1)
+            parent_t = torch.stack([world_t[p] for p in parents], 1)
+            offset = (joints[:, children] - joints[:, parents])[..., None]
+            level_r = parent_r @ rotations[:, children]
+            level_t = parent_t + (parent_r @ offset).squeeze(-1)
+            for i, child in enumerate(children):
+                world_r[child], world_t[child] = level_r[:, i], level_t[:, i]
+        rotation = torch.stack(world_r, 1)
+        posed = torch.stack(world_t, 1)
+        shift = posed - (rotation @ joints[..., None]).squeeze(-1) + translation[:, None]
+        bottom = torch.tensor([0.0, 0, 0, 1], dtype=joints.dtype, device=joints.device).expand(batch, count, 1, 4)
+        transforms = torch.cat([torch.cat([rotation, shift[..., None]], -1), bottom], -2)
+        return transforms, posed + translation[:, None]
+
+
+def _apply(directions: Tensor, coefficients: Tensor) -> Tensor:
+    """(V, 3, K) x (B, k) -> (B, V, 3); k may be smaller than K (the rest are zero)."""
+    used = directions[..., : coefficients.shape[-1]]
+    flat = used.reshape(-1, used.shape[-1])
+    return (coefficients @ flat.T).reshape(coefficients.shape[0], directions.shape[0], 3)
+
+
+def _tree_levels(parents: list[int]) -> list[tuple[list[int], list[int]]]:
+    """Joints grouped by depth, root left out: [(children, their parents), ...]."""
+    depth = [0] * len(parents)
+    for joint in range(1, len(parents)):
+        depth[joint] = depth[parents[joint]] + 1
+    levels = []
+    for level in range(1, max(depth) + 1):
+        children = [j for j in range(len(parents)) if depth[j] == level]
+        levels.append((children, [parents[j] for j in children]))
+    return levels

@@ -1,0 +1,300 @@
+"""What a template is, and its file.
+
+One schema serves the embedded open template and a user's own SMPL-X + FLAME: two linear models, how the head sits
+on the body, and the tables (UV atlas, landmark embeddings, regions) that the rest of Guava looks things up in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from guava.container import read_container, write_container
+from guava.errors import MissingAssetError
+
+TEMPLATE_KIND, TEMPLATE_VERSION = "template", 1
+OPEN_TEMPLATE = Path(__file__).parent / "data" / "open.template"
+
+
+@dataclass(frozen=True)
+class LinearModel:
+    """A linear blend-skinned model: V vertices, J joints, S shape, E expression and P pose directions.
+
+    Attributes:
+        v_template: (V, 3) metres.
+        shape_dirs: (V, 3, S); coefficients have unit variance.
+        expression_dirs: (V, 3, E); E may be 0.
+        pose_dirs: (V, 3, P) with P = 9 (J - 1), on the row-major entries of (R_j - I); P may be 0.
+        weights: (V, J) skinning weights, rows sum to 1.
+        parents: (J,) int64; -1 at the root; parents precede children.
+        joint_names: J names.
+        joints_template: (J, 3).
+        joints_shape_dirs: (J, 3, S).
+        joint_regressor: (J, V) or None. With ``Template.regress_joints`` the rest joints come from the edited mesh
+            through it; otherwise from ``joints_template + joints_shape_dirs @ shape``.
+    """
+
+    v_template: Tensor
+    shape_dirs: Tensor
+    expression_dirs: Tensor
+    pose_dirs: Tensor
+    weights: Tensor
+    parents: Tensor
+    joint_names: tuple[str, ...]
+    joints_template: Tensor
+    joints_shape_dirs: Tensor
+    joint_regressor: Tensor | None = None
+
+    @property
+    def num_vertices(self) -> int:
+        return self.v_template.shape[0]
+
+    @property
+    def num_joints(self) -> int:
+        return len(self.joint_names)
+
+    @property
+    def num_shape(self) -> int:
+        return self.shape_dirs.shape[-1]
+
+    @property
+    def num_expression(self) -> int:
+        return self.expression_dirs.shape[-1]
+
+
+@dataclass(frozen=True)
+class LandmarkEmbedding:
+    """Landmarks as points on the template's triangles.
+
+    Attributes:
+        faces: (L,) int64 indices into ``Template.faces``.
+        barycentrics: (L, 3).
+        weights: (L,) in [0, 1]: how far each is to be trusted; 0 where the landmark has no place on the template.
+    """
+
+    faces: Tensor
+    barycentrics: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class Template:
+    """Two linear models and the tables that go with them. See Eq. 1 and :class:`guava.body.ehm.EHM`.
+
+    Vertex numbering is the body's; the head model's vertex i replaces body vertex ``head_vertex_ids[i]``.
+
+    Attributes:
+        name: "open", "smplx-flame", ...
+        body, head: The two models. The head's joints are neck, head, jaw, left eye, right eye; its
+            ``expression_dirs`` follow ``expression_names``.
+        head_vertex_ids: (H,) int64 body vertex of each head vertex.
+        head_blend: (H,) in [0, 1]; 1 everywhere is the paper's hard replacement, less blends a smooth neck.
+        eyelid_dirs: (H, 3, L) added after the head's skinning; L may be 0.
+        hand_vertex_ids: Left and right (n,) int64: the vertices that ``Identity.hand_scale`` scales.
+        hand_centers: (2, 3) fixed points of that scaling, left and right, in the body's rest pose.
+        regress_joints: Whether rest joints are re-regressed from the edited mesh.
+        faces: (F, 3) int64.
+        uv: (T, 2) in [0, 1], u right and v **down** (image orientation).
+        uv_faces: (F, 3) int64 indices into ``uv``.
+        face_parts: (F,) int64 index into ``part_names``.
+        part_names: Named regions of the surface ("torso", "left_arm", "scalp", ...).
+        expression_names: Names of the head's expression directions (ARKit units for the open template).
+        expression_bounds: Pairs (unit, limiting unit): the first never exceeds the second (mouthClose <= jawOpen).
+        landmarks: Embeddings by name ("mediapipe478", "ibug68").
+        surface_points: Named single vertices (fingertips: "left_index_tip", ...).
+        provenance: Where the data came from and under which licence.
+        hash: SHA-256 over all arrays and names; avatars, motions and weights carry it.
+    """
+
+    name: str
+    body: LinearModel
+    head: LinearModel
+    head_vertex_ids: Tensor
+    head_blend: Tensor
+    eyelid_dirs: Tensor
+    hand_vertex_ids: tuple[Tensor, Tensor]
+    hand_centers: Tensor
+    regress_joints: bool
+    faces: Tensor
+    uv: Tensor
+    uv_faces: Tensor
+    face_parts: Tensor
+    part_names: tuple[str, ...]
+    expression_names: tuple[str, ...]
+    expression_bounds: tuple[tuple[str, str], ...]
+    landmarks: dict[str, LandmarkEmbedding]
+    surface_points: dict[str, int]
+    provenance: dict
+    hash: str = field(default="")
+
+    def joint(self, name: str) -> int:
+        """Index of a body joint by its SMPL-X name."""
+        return self.body.joint_names.index(name)
+
+    def unit(self, name: str) -> int:
+        """Index of an expression direction by name."""
+        return self.expression_names.index(name)
+
+    def part(self, *names: str) -> Tensor:
+        """(F,) bool: the faces of the named parts."""
+        wanted = torch.tensor([self.part_names.index(name) for name in names])
+        return torch.isin(self.face_parts, wanted)
+
+    def bounded_expression(self, expression: Tensor) -> Tensor:
+        """(*B, E) with every unit clamped to what ``expression_bounds`` allows."""
+        out = expression.clone()
+        for unit, limit in self.expression_bounds:
+            i, j = self.unit(unit), self.unit(limit)
+            out[..., i] = torch.minimum(expression[..., i], expression[..., j].clamp(min=0))
+        return out
+
+
+# --- file ---------------------------------------------------------------------------------------------------------
+
+_MODEL_ARRAYS = (
+    "v_template", "shape_dirs", "expression_dirs", "pose_dirs", "weights", "parents", "joints_template",
+    "joints_shape_dirs",
+)
+_TABLES = ("head_vertex_ids", "head_blend", "eyelid_dirs", "hand_centers", "faces", "uv", "uv_faces", "face_parts")
+_INTEGERS = {"parents", "head_vertex_ids", "faces", "uv_faces", "face_parts"}
+
+
+def _sparse(dense: Tensor) -> dict[str, Tensor]:
+    """Rows of (V, J) as their largest entries, so that skinning weights take little room."""
+    count = max(1, int((dense != 0).sum(1).max()))
+    values, indices = dense.topk(count, dim=1)
+    return {"values": values, "indices": indices.to(torch.uint8), "columns": torch.tensor(dense.shape[1])}
+
+
+def _dense(parts: dict[str, Tensor]) -> Tensor:
+    values = parts["values"].float()
+    out = torch.zeros(values.shape[0], int(parts["columns"]))
+    out.scatter_add_(1, parts["indices"].long(), values)
+    return out / out.sum(1, keepdim=True)
+
+
+def _compact(name: str, tensor: Tensor) -> Tensor:
+    if name in _INTEGERS:
+        top = int(tensor.max()) if tensor.numel() else 0
+        low = int(tensor.min()) if tensor.numel() else 0
+        return tensor.to(torch.int16 if top < 2**15 and low >= -(2**15) else torch.int32)
+    return tensor.half() if name.endswith("_dirs") or name == "values" else tensor.float()
+
+
+def save_template(template: Template, path: str | os.PathLike) -> str:
+    """Write a template and return its hash (over the values as stored, so loading gives the same hash)."""
+    tensors: dict[str, Tensor] = {}
+    for prefix, model in (("body", template.body), ("head", template.head)):
+        for name in _MODEL_ARRAYS:
+            if name == "weights":
+                for key, value in _sparse(model.weights).items():
+                    tensors[f"{prefix}.weights.{key}"] = _compact(key, value) if key == "values" else value
+            else:
+                tensors[f"{prefix}.{name}"] = _compact(name, getattr(model, name))
+        if model.joint_regressor is not None:
+            tensors[f"{prefix}.joint_regressor"] = model.joint_regressor.float()
+    for name in _TABLES:
+        tensors[name] = _compact(name, getattr(template, name))
+    for side, ids in zip(("left", "right"), template.hand_vertex_ids, strict=True):
+        tensors[f"hand_vertex_ids.{side}"] = ids.to(torch.int32)
+    for name, embedding in template.landmarks.items():
+        tensors[f"landmarks.{name}.faces"] = embedding.faces.to(torch.int32)
+        tensors[f"landmarks.{name}.barycentrics"] = embedding.barycentrics.float()
+        tensors[f"landmarks.{name}.weights"] = embedding.weights.float()
+    names = {
+        "name": template.name,
+        "body_joints": list(template.body.joint_names),
+        "head_joints": list(template.head.joint_names),
+        "regress_joints": template.regress_joints,
+        "part_names": list(template.part_names),
+        "expression_names": list(template.expression_names),
+        "expression_bounds": [list(pair) for pair in template.expression_bounds],
+        "surface_points": template.surface_points,
+    }
+    digest = _digest(tensors, names)
+    write_container(
+        path, TEMPLATE_KIND, TEMPLATE_VERSION, tensors, {**names, "provenance": template.provenance, "hash": digest}
+    )
+    return digest
+
+
+def _digest(tensors: dict[str, Tensor], names: dict) -> str:
+    digest = hashlib.sha256(json.dumps(names, sort_keys=True).encode())
+    for key in sorted(tensors):
+        value = tensors[key].contiguous()
+        digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_template(path: str | os.PathLike) -> Template:
+    """Read a template file; arrays come back as float32 and int64.
+
+    Raises:
+        FileFormatError: The file is damaged, or its content does not match its hash.
+    """
+    from guava.errors import FileFormatError
+
+    tensors, header = read_container(path, TEMPLATE_KIND, TEMPLATE_VERSION)
+    keys = (
+        "name", "body_joints", "head_joints", "regress_joints", "part_names", "expression_names",
+        "expression_bounds", "surface_points",
+    )
+    if _digest(tensors, {key: header[key] for key in keys}) != header["hash"]:
+        raise FileFormatError(f"The template '{path}' does not match its own hash; it was altered or damaged.")
+
+    def get(name: str) -> Tensor:
+        value = tensors[name]
+        return value.float() if value.is_floating_point() else value.long()
+
+    def model(prefix: str, joint_names: list[str]) -> LinearModel:
+        arrays = {n: get(f"{prefix}.{n}") for n in _MODEL_ARRAYS if n != "weights"}
+        weights = _dense({k: tensors[f"{prefix}.weights.{k}"] for k in ("values", "indices", "columns")})
+        regressor = f"{prefix}.joint_regressor"
+        return LinearModel(
+            weights=weights, joint_names=tuple(joint_names),
+            joint_regressor=get(regressor) if regressor in tensors else None, **arrays,
+        )
+
+    landmark_names = sorted({key.split(".")[1] for key in tensors if key.startswith("landmarks.")})
+    return Template(
+        name=header["name"],
+        body=model("body", header["body_joints"]),
+        head=model("head", header["head_joints"]),
+        hand_vertex_ids=(get("hand_vertex_ids.left"), get("hand_vertex_ids.right")),
+        regress_joints=header["regress_joints"],
+        part_names=tuple(header["part_names"]),
+        expression_names=tuple(header["expression_names"]),
+        expression_bounds=tuple((a, b) for a, b in header["expression_bounds"]),
+        landmarks={
+            n: LandmarkEmbedding(
+                get(f"landmarks.{n}.faces"), get(f"landmarks.{n}.barycentrics"), get(f"landmarks.{n}.weights")
+            )
+            for n in landmark_names
+        },
+        surface_points=header["surface_points"],
+        provenance=header["provenance"],
+        hash=header["hash"],
+        **{name: get(name) for name in _TABLES},
+    )
+
+
+@lru_cache(maxsize=4)
+def load_template(name: str = "open") -> Template:
+    """A template by name: "open" is embedded; others are added by their owners with ``guava assets add``.
+
+    Raises:
+        MissingAssetError: No template of that name is installed.
+    """
+    if name == "open":
+        if not OPEN_TEMPLATE.is_file():
+            raise MissingAssetError(f"The embedded template is missing ('{OPEN_TEMPLATE}').", "Reinstall guava-avatar.")
+        return read_template(OPEN_TEMPLATE)
+    raise MissingAssetError(f"There is no template named '{name}'.", "'open' is embedded; see: guava assets list")

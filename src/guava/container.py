@@ -1,0 +1,106 @@
+"""Guava's one container for files: named tensors (safetensors) with a JSON header.
+
+Avatars, motions and templates are all written through here, so that each of them is atomic on disk, carries its
+kind and schema version, and answers a damaged, foreign or newer file with one clear error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from guava import __version__
+from guava.errors import FileFormatError, InputError
+
+_KEY = "guava"
+
+
+def write_atomically(path: str | os.PathLike, data: bytes) -> None:
+    """Write ``data`` so that ``path`` holds either its old content or all of the new one.
+
+    Raises:
+        InputError: The folder does not exist, is not writable, or the disk is full; nothing is left behind.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as handle:
+            temporary = handle.name
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise InputError(f"Cannot write '{path}': {error.strerror or error}.", "Check the folder and the free space.") from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_container(
+    path: str | os.PathLike, kind: str, version: int, tensors: dict[str, Tensor], header: dict[str, Any]
+) -> None:
+    """Write tensors and a JSON header to one file, atomically.
+
+    Args:
+        path: Where to.
+        kind: What the file is ("avatar", "motion", "template").
+        version: Version of that kind's schema; readers refuse newer ones.
+        tensors: Flat mapping of names to tensors of any dtype; made contiguous here.
+        header: JSON-serialisable metadata.
+    """
+    document = {"kind": kind, "version": version, "software": f"guava-avatar {__version__}", **header}
+    payload = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {_KEY: json.dumps(document, sort_keys=True)})
+    write_atomically(path, payload)
+
+
+def read_container(path: str | os.PathLike, kind: str, version: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what :func:`write_container` wrote.
+
+    Args:
+        path: The file.
+        kind: The kind that is expected.
+        version: The newest schema version that the caller understands.
+
+    Returns:
+        The tensors by name, and the header.
+
+    Raises:
+        InputError: There is no such file.
+        FileFormatError: The file is damaged, of another kind, or newer than this software.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"There is no file '{path}'.")
+    try:
+        with safe_open(path, framework="pt") as handle:
+            text = (handle.metadata() or {}).get(_KEY)
+            header = json.loads(text) if text else None
+            if not isinstance(header, dict) or "kind" not in header:
+                raise FileFormatError(f"'{path}' is not a Guava file.")
+            if header["kind"] != kind:
+                raise FileFormatError(f"'{path}' is a Guava {header['kind']} file; a {kind} file is needed here.")
+            if not isinstance(header.get("version"), int) or header["version"] > version:
+                raise FileFormatError(
+                    f"'{path}' has {kind} format {header.get('version')}, this software reads up to {version}.",
+                    "Update with: pip install -U guava-avatar",
+                )
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}
+    except (SafetensorError, ValueError, OSError) as error:
+        raise FileFormatError(f"'{path}' is damaged or not a Guava file ({error}).") from error
+    return tensors, header
