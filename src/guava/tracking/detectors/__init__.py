@@ -1,0 +1,1 @@
+"""Detectors, chosen by name."""
