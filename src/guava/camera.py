@@ -97,8 +97,8 @@ class Camera:
         pivot = pivot.to(w2c)
         cy, sy = torch.cos(torch.tensor(yaw)), torch.sin(torch.tensor(yaw))
         cp, sp = torch.cos(torch.tensor(pitch)), torch.sin(torch.tensor(pitch))
-        # Rotating the world by -yaw about the camera's own up axis (-y) is the same as moving the camera.
-        about_y = torch.tensor([[cy, 0, -sy], [0, 1, 0], [sy, 0, cy]]).to(w2c)
+        # The world turns about the pivot in camera coordinates, opposite to the camera's own move.
+        about_y = torch.tensor([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]]).to(w2c)
         about_x = torch.tensor([[1, 0, 0], [0, cp, -sp], [0, sp, cp]]).to(w2c)
         turn = about_x @ about_y
         rotation, shift = w2c[..., :3, :3], w2c[..., :3, 3]

@@ -40,7 +40,9 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
         os.replace(temporary, path)
         temporary = None
     except OSError as error:
-        raise InputError(f"Cannot write '{path}': {error.strerror or error}.", "Check the folder and the free space.") from error
+        raise InputError(
+            f"Cannot write '{path}': {error.strerror or error}.", "Check the folder and the free space."
+        ) from error
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
@@ -65,11 +67,16 @@ def write_container(
         header: JSON-serialisable metadata.
     """
     document = {"kind": kind, "version": version, "software": f"guava-avatar {__version__}", **header}
-    payload = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {_KEY: json.dumps(document, sort_keys=True)})
+    payload = save(
+        {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
+        {_KEY: json.dumps(document, sort_keys=True)},
+    )
     write_atomically(path, payload)
 
 
-def read_container(path: str | os.PathLike, kind: str, version: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_container(
+    path: str | os.PathLike, kind: str, version: int
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what :func:`write_container` wrote.
 
     Args:
@@ -94,7 +101,9 @@ def read_container(path: str | os.PathLike, kind: str, version: int) -> tuple[di
             if not isinstance(header, dict) or "kind" not in header:
                 raise FileFormatError(f"'{path}' is not a Guava file.")
             if header["kind"] != kind:
-                raise FileFormatError(f"'{path}' is a Guava {header['kind']} file; a {kind} file is needed here.")
+                raise FileFormatError(
+                    f"'{path}' is a Guava {header['kind']} file; a {kind} file is needed here."
+                )
             if not isinstance(header.get("version"), int) or header["version"] > version:
                 raise FileFormatError(
                     f"'{path}' has {kind} format {header.get('version')}, this software reads up to {version}.",

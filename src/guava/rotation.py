@@ -32,19 +32,40 @@ def matrix_to_quaternion(matrix: Tensor) -> Tensor:
     candidates = torch.stack(
         [
             torch.stack(
-                [1 + trace, m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]], -1
+                [
+                    1 + trace,
+                    m[..., 2, 1] - m[..., 1, 2],
+                    m[..., 0, 2] - m[..., 2, 0],
+                    m[..., 1, 0] - m[..., 0, 1],
+                ],
+                -1,
             ),
             torch.stack(
-                [m[..., 2, 1] - m[..., 1, 2], 1 - trace + 2 * m00, m[..., 1, 0] + m[..., 0, 1],
-                 m[..., 2, 0] + m[..., 0, 2]], -1
+                [
+                    m[..., 2, 1] - m[..., 1, 2],
+                    1 - trace + 2 * m00,
+                    m[..., 1, 0] + m[..., 0, 1],
+                    m[..., 2, 0] + m[..., 0, 2],
+                ],
+                -1,
             ),
             torch.stack(
-                [m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] + m[..., 0, 1], 1 - trace + 2 * m11,
-                 m[..., 2, 1] + m[..., 1, 2]], -1
+                [
+                    m[..., 0, 2] - m[..., 2, 0],
+                    m[..., 1, 0] + m[..., 0, 1],
+                    1 - trace + 2 * m11,
+                    m[..., 2, 1] + m[..., 1, 2],
+                ],
+                -1,
             ),
             torch.stack(
-                [m[..., 1, 0] - m[..., 0, 1], m[..., 2, 0] + m[..., 0, 2], m[..., 2, 1] + m[..., 1, 2],
-                 1 - trace + 2 * m22], -1
+                [
+                    m[..., 1, 0] - m[..., 0, 1],
+                    m[..., 2, 0] + m[..., 0, 2],
+                    m[..., 2, 1] + m[..., 1, 2],
+                    1 - trace + 2 * m22,
+                ],
+                -1,
             ),
         ],
         -2,
@@ -59,9 +80,15 @@ def quaternion_to_matrix(quaternion: Tensor) -> Tensor:
     w, x, y, z = torch.nn.functional.normalize(quaternion, dim=-1).unbind(-1)
     return torch.stack(
         [
-            1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-            2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-            2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
+            1 - 2 * (y * y + z * z),
+            2 * (x * y - w * z),
+            2 * (x * z + w * y),
+            2 * (x * y + w * z),
+            1 - 2 * (x * x + z * z),
+            2 * (y * z - w * x),
+            2 * (x * z - w * y),
+            2 * (y * z + w * x),
+            1 - 2 * (x * x + y * y),
         ],
         -1,
     ).reshape(*w.shape, 3, 3)
@@ -88,4 +115,6 @@ def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
     quaternion = torch.where(quaternion[..., :1] < 0, -quaternion, quaternion)
     norm = quaternion[..., 1:].norm(dim=-1, keepdim=True)
     angle = 2 * torch.atan2(norm, quaternion[..., :1])
-    return quaternion[..., 1:] * torch.where(norm < 1e-7, torch.full_like(norm, 2.0), angle / norm.clamp(min=1e-12))
+    return quaternion[..., 1:] * torch.where(
+        norm < 1e-7, torch.full_like(norm, 2.0), angle / norm.clamp(min=1e-12)
+    )

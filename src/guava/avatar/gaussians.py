@@ -85,4 +85,6 @@ class Gaussians:
     @staticmethod
     def concatenate(*parts: Gaussians) -> Gaussians:
         """All Gaussians of several records with the same number of channels."""
-        return Gaussians(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Gaussians)})
+        return Gaussians(
+            **{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Gaussians)}
+        )
