@@ -1,4 +1,4 @@
-"""Rotations: axis-angle, matrices, unit quaternions (w, x, y, z). All functions are batched and differentiable."""
+"""Rotations: axis-angle, matrices, unit quaternions (w, x, y, z). Batched, differentiable."""
 
 from __future__ import annotations
 
