@@ -1,0 +1,94 @@
+"""Settings of the tracker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class FaceFitConfig:
+    """Face stage (Eq. 7), then the eyes."""
+
+    iterations: int = 12
+    """Levenberg-Marquardt steps of the face stage."""
+    eye_iterations: int = 4
+    """Steps of the eye stage."""
+    landmark_sigma: float = 0.06
+    """Spread of one landmark, in outer-eye distances. Neighbouring landmarks err together, so this is several times
+    the true spread of a single one."""
+    detail_weight: float = 3.0
+    """How much more the points of lids and lips count."""
+    contour_weight: float = 0.3
+    """How much less the points of the face's outline count: the detector slides them along the silhouette."""
+    gap_sigma: float = 0.012
+    """Spread of lid and lip gaps, in outer-eye distances."""
+    expression_sparsity: float = 0.6
+    """Linear cost of every unit where no expression regressor is available."""
+    expression_sigma: float = 0.35
+    """Prior spread of a unit where no expression regressor is available."""
+    shape_sigma: float = 1.0
+    """Prior spread of the head's shape coefficients."""
+    smooth_expression: float = 0.08
+    """Spread of a unit's change from frame to frame (L_smo of Eq. 7)."""
+    smooth_rotation: float = 0.05
+    """Spread of the head's turn from frame to frame, radians."""
+    smooth_translation: float = 0.006
+    """Spread of the head's move from frame to frame, metres (sideways; in depth it is ten times as much)."""
+
+
+@dataclass(frozen=True)
+class BodyFitConfig:
+    """Hands, then body with hands (Eq. 8)."""
+
+    iterations: int = 25
+    """Levenberg-Marquardt steps of the body stage."""
+    hand_iterations: int = 15
+    """Steps of the fit of each hand alone."""
+    point_sigma: float = 4.0
+    """Spread of body points, crop pixels at 512."""
+    hand_sigma: float = 1.5
+    """Spread of hand points, crop pixels at 512."""
+    direction_sigma: float = 0.35
+    """Spread of the detector's 3D bone directions (unit vectors)."""
+    head_sigma: float = 0.003
+    """Spread of the 3D guidance by the face stage, metres across the view."""
+    head_depth_sigma: float = 0.01
+    """The same along the view, relative to the head's own depth."""
+    joint_offset_sigma: float = 0.006
+    """Prior spread of dJ (Eq. 1), metres."""
+    finger_offset_sigma: float = 0.002
+    """Prior spread of dJ at finger joints, metres."""
+    hand_size_sigma: float = 0.06
+    """Prior spread of the hands' relative size."""
+    shape_sigma: float = 1.0
+    """Prior spread of the body's shape coefficients."""
+    head_tie_sigma: float = 0.002
+    """How closely the body's own eye distance follows the fitted head's, metres."""
+    smooth_rotation: float = 0.06
+    """Spread of a body joint's change from frame to frame, radians (L_smo of Eq. 8)."""
+    smooth_fingers: float = 0.15
+    """The same for fingers."""
+    smooth_translation: float = 0.008
+    """Spread of the person's move from frame to frame, metres."""
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Everything that the tracker can be told."""
+
+    detector: str = "mediapipe"
+    """Which detector; see guava.tracking.detectors."""
+    crop_size: int = 512
+    """Side of the square crop in pixels."""
+    crop_margin: float = 1.1
+    """Side of the crop over the larger side of the person's box."""
+    chunk: int = 240
+    """Frames that are solved together; longer clips are cut with an overlap."""
+    overlap: int = 12
+    """Frames that neighbouring chunks share."""
+    smoothness: float = 1.0
+    """Multiplies every smoothness weight; 0 fits each frame alone."""
+    face: FaceFitConfig = field(default_factory=FaceFitConfig)
+    """Face stage."""
+    body: BodyFitConfig = field(default_factory=BodyFitConfig)
+    """Hand and body stages."""

@@ -1,0 +1,1 @@
+"""Fitting the template to detected points: face and eyes (Eq. 7), hands, body with hands (Eq. 8)."""

@@ -1,0 +1,239 @@
+"""Damped Gauss-Newton for many frames at once.
+
+The unknowns are P values a frame and S values that all frames share. Frames touch each other only through the
+shared values and through smoothness between neighbours, so the normal equations are an arrow with a block
+tridiagonal shaft and are solved exactly, in time linear in the number of frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class NormalEquations:
+    """A quadratic model of the cost around the present values: cost + g.d + d.H.d / 2.
+
+    Attributes:
+        cost: () half the weighted sum of squares.
+        frame_gradient: (T, P).
+        shared_gradient: (S,).
+        frame_hessian: (T, P, P).
+        cross_hessian: (T, P, S).
+        shared_hessian: (S, S).
+    """
+
+    cost: Tensor
+    frame_gradient: Tensor
+    shared_gradient: Tensor
+    frame_hessian: Tensor
+    cross_hessian: Tensor
+    shared_hessian: Tensor
+
+    @staticmethod
+    def zero(frames: int, per_frame: int, shared: int) -> NormalEquations:
+        new = lambda *shape: torch.zeros(*shape, dtype=torch.float64)  # noqa: E731
+        return NormalEquations(
+            new(), new(frames, per_frame), new(shared), new(frames, per_frame, per_frame),
+            new(frames, per_frame, shared), new(shared, shared),
+        )
+
+    def add(
+        self,
+        residual: Tensor,
+        frame_jacobian: Tensor,
+        shared_jacobian: Tensor | None = None,
+        *,
+        rows: slice = slice(None),
+        cost: Tensor | None = None,
+    ) -> None:
+        """Add residuals (n, M), already divided by their spreads, with Jacobians (n, M, P) and (n, M, S).
+
+        Args:
+            residual, frame_jacobian, shared_jacobian: Of the frames ``rows``.
+            rows: Which frames (n of the T).
+            cost: () the true cost where robust weights have been folded into the residuals.
+        """
+        self.cost = self.cost + (0.5 * residual.square().sum() if cost is None else cost)
+        transposed = frame_jacobian.transpose(1, 2)
+        self.frame_gradient[rows] += (transposed @ residual[..., None])[..., 0]
+        self.frame_hessian[rows] += transposed @ frame_jacobian
+        if shared_jacobian is not None:
+            self.cross_hessian[rows] += transposed @ shared_jacobian
+            flat = shared_jacobian.reshape(-1, shared_jacobian.shape[-1])
+            self.shared_gradient += flat.T @ residual.reshape(-1)
+            self.shared_hessian += flat.T @ flat
+
+    def add_prior(self, value: Tensor, mean: Tensor, precision: Tensor, columns: slice | Tensor) -> None:
+        """Add independent Gaussian priors on the frame values (T, n) in ``columns``."""
+        difference = value - mean
+        self.cost = self.cost + 0.5 * (precision * difference.square()).sum()
+        self.frame_gradient[:, columns] += precision * difference
+        index = torch.arange(self.frame_gradient.shape[1])[columns]
+        self.frame_hessian[:, index, index] += precision
+
+    def add_shared_prior(self, value: Tensor, precision: Tensor, columns: slice) -> None:
+        """Add independent zero-mean Gaussian priors on shared values (n,)."""
+        self.cost = self.cost + 0.5 * (precision * value.square()).sum()
+        self.shared_gradient[columns] += precision * value
+        index = torch.arange(len(self.shared_gradient))[columns]
+        self.shared_hessian[index, index] += precision
+
+
+@dataclass(frozen=True)
+class Smoothness:
+    """Penalty on changes between neighbouring frames, sum_t link_t * sum_p precision_p (x_{t+1,p} - x_{t,p})^2 / 2.
+
+    Attributes:
+        links: (T-1,) 1 where the two frames belong together, 0 across cuts and next to invalid frames.
+        precision: (P,) inverse squared spreads; 0 for values that may jump.
+    """
+
+    links: Tensor
+    precision: Tensor
+
+    def add_to(self, equations: NormalEquations, values: Tensor) -> None:
+        """Add cost, gradient and diagonal blocks; the off-diagonal blocks are ``-links * diag(precision)``."""
+        if not len(self.links):
+            return
+        step = (values[1:] - values[:-1]) * self.links[:, None]
+        equations.cost = equations.cost + 0.5 * (step.square() * self.precision).sum()
+        push = step * self.precision
+        equations.frame_gradient[1:] += push
+        equations.frame_gradient[:-1] -= push
+        diagonal = torch.zeros_like(equations.frame_gradient)
+        diagonal[1:] += self.links[:, None] * self.precision
+        diagonal[:-1] += self.links[:, None] * self.precision
+        index = torch.arange(diagonal.shape[1])
+        equations.frame_hessian[:, index, index] += diagonal
+
+
+def robust_weight(distance: Tensor, threshold: float) -> Tensor:
+    """Weights with which least squares minimises the Huber cost of ``distance`` (linear beyond ``threshold``)."""
+    return torch.where(distance > threshold, threshold / distance.clamp(min=1e-12), torch.ones_like(distance))
+
+
+def huber_cost(distance: Tensor, threshold: float) -> Tensor:
+    """The cost that goes with :func:`robust_weight`, elementwise."""
+    return torch.where(distance > threshold, threshold * (distance - threshold / 2), distance.square() / 2)
+
+
+def _solve(
+    equations: NormalEquations, smoothness: Smoothness | None, damping: float, free: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Newton step (T, P), (S,). Values whose ``free`` (T, P) is 0 stay where they are."""
+    frames, per_frame = equations.frame_gradient.shape
+    index = torch.arange(per_frame)
+    hessian = equations.frame_hessian * free[:, :, None] * free[:, None, :]
+    diagonal = hessian[:, index, index]
+    hessian[:, index, index] = diagonal * (1 + damping) + (1 - free) + 1e-9
+    cross = equations.cross_hessian * free[..., None]
+    right = torch.cat([-(equations.frame_gradient * free)[..., None], cross], 2)  # solve for gradient and S columns
+    coupled = smoothness is not None and len(smoothness.links) > 0 and bool((smoothness.links > 0).any())
+    if coupled:
+        solved = _solve_tridiagonal(hessian, smoothness, free, right)
+    else:
+        solved = torch.cholesky_solve(right, torch.linalg.cholesky(hessian))
+    step, response = solved[..., 0], solved[..., 1:]
+    count = len(equations.shared_gradient)
+    if not count:
+        return step, step.new_zeros(0)
+    shared = equations.shared_hessian.clone()
+    shared.diagonal().mul_(1 + damping).add_(1e-9)
+    schur = shared - torch.einsum("tps,tpr->sr", cross, response)
+    gradient = -equations.shared_gradient - torch.einsum("tps,tp->s", cross, step)
+    shared_step = torch.linalg.solve(schur, gradient)
+    return step - response @ shared_step, shared_step
+
+
+def _solve_tridiagonal(diagonal: Tensor, smoothness: Smoothness, free: Tensor, right: Tensor) -> Tensor:
+    """Block Thomas algorithm; the off-diagonal blocks are diagonal matrices."""
+    frames = diagonal.shape[0]
+    off = [-smoothness.links[t] * smoothness.precision * free[t] * free[t + 1] for t in range(frames - 1)]
+    factors, reduced = [], []
+    for t in range(frames):
+        block, value = diagonal[t], right[t]
+        if t:
+            inverse_off = torch.cholesky_solve(torch.diag(off[t - 1]), factors[-1])
+            block = block - off[t - 1][:, None] * inverse_off
+            value = value - off[t - 1][:, None] * reduced[-1]
+        factors.append(torch.linalg.cholesky(block))
+        reduced.append(torch.cholesky_solve(value, factors[-1]))
+    solved: list[Tensor] = [reduced[-1]]
+    for t in range(frames - 2, -1, -1):
+        solved.append(reduced[t] - torch.cholesky_solve(off[t][:, None] * solved[-1], factors[t]))
+    return torch.stack(solved[::-1])
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Box bounds of the frame values (P,); infinite where there are none."""
+
+    low: Tensor
+    high: Tensor
+
+
+def minimise(
+    build: Callable[[Tensor, Tensor], NormalEquations],
+    frame_values: Tensor,
+    shared_values: Tensor,
+    *,
+    iterations: int,
+    smoothness: Smoothness | None = None,
+    bounds: Bounds | None = None,
+    damping: float = 1e-3,
+) -> tuple[Tensor, Tensor]:
+    """Levenberg-Marquardt with box bounds (projected, active set).
+
+    Args:
+        build: Gives the normal equations, smoothness left out, at frame values (T, P) and shared values (S,).
+        frame_values, shared_values: Where to start.
+        iterations: Most steps tried, rejected ones included.
+        smoothness: Coupling of neighbouring frames.
+        bounds: Of the frame values.
+        damping: At the start, relative to the Hessian's diagonal.
+
+    Returns:
+        The best frame and shared values found. Deterministic.
+    """
+
+    def evaluate(values: Tensor, shared: Tensor) -> NormalEquations:
+        equations = build(values, shared)
+        if smoothness is not None:
+            smoothness.add_to(equations, values)
+        return equations
+
+    equations = evaluate(frame_values, shared_values)
+    for _ in range(iterations):
+        free = torch.ones_like(frame_values)
+        if bounds is not None:
+            gradient = equations.frame_gradient
+            free[(frame_values <= bounds.low) & (gradient > 0)] = 0
+            free[(frame_values >= bounds.high) & (gradient < 0)] = 0
+        try:
+            step, shared_step = _solve(equations, smoothness, damping, free)
+        except torch.linalg.LinAlgError:
+            damping = max(damping * 10, 1e-6)
+            continue
+        tried = frame_values + step
+        if bounds is not None:
+            tried = torch.minimum(torch.maximum(tried, bounds.low), bounds.high)
+        tried_shared = shared_values + shared_step
+        candidate = evaluate(tried, tried_shared)
+        # Robust weights change with the residuals, so costs are compared through the true robust cost that
+        # ``build`` reports, not through the quadratic model.
+        if bool(candidate.cost < equations.cost):
+            gain = float((equations.cost - candidate.cost) / equations.cost.clamp(min=1e-12))
+            frame_values, shared_values, equations = tried, tried_shared, candidate
+            damping = max(damping * 0.3, 1e-7)
+            if gain < 1e-5:
+                break
+        else:
+            damping = max(damping * 8, 1e-5)
+            if damping > 1e6:
+                break
+    return frame_values, shared_values
