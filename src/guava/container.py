@@ -1,17 +1,19 @@
 """Guava's one container for files: named tensors (safetensors) with a JSON header.
 
-Avatars, motions and templates are all written through here, so that each of them is atomic on disk, carries its
-kind and schema version, and answers a damaged, foreign or newer file with one clear error.
+Avatars, motions and templates are all written through here, so that each of them is atomic on disk, carries
+its kind and schema version, and answers a damaged, foreign or newer file with one clear error.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -20,17 +22,23 @@ from guava import __version__
 from guava.errors import FileFormatError, InputError
 
 _KEY = "guava"
+_CHECKSUM = "checksum"
 
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
     """Write ``data`` so that ``path`` holds either its old content or all of the new one.
 
+    A symbolic link keeps pointing where it did; a device or pipe is written to directly.
+
     Raises:
         InputError: The folder does not exist, is not writable, or the disk is full; nothing is left behind.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     temporary = None
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            path.write_bytes(data)
+            return
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as handle:
             temporary = handle.name
             handle.write(data)
@@ -67,11 +75,21 @@ def write_container(
         header: JSON-serialisable metadata.
     """
     document = {"kind": kind, "version": version, "software": f"guava-avatar {__version__}", **header}
-    payload = save(
-        {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
-        {_KEY: json.dumps(document, sort_keys=True)},
-    )
-    write_atomically(path, payload)
+    arrays = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    document = json.loads(json.dumps(document))
+    document[_CHECKSUM] = _checksum(arrays, document)
+    write_atomically(path, save(arrays, {_KEY: json.dumps(document, sort_keys=True)}))
+
+
+def _checksum(tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
+    """SHA-256 over all tensors and the header; safetensors itself would not notice a flipped byte of data."""
+    rest = {key: value for key, value in header.items() if key != _CHECKSUM}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def read_container(
@@ -106,10 +124,16 @@ def read_container(
                 )
             if not isinstance(header.get("version"), int) or header["version"] > version:
                 raise FileFormatError(
-                    f"'{path}' has {kind} format {header.get('version')}, this software reads up to {version}.",
+                    f"'{path}' has {kind} format {header.get('version')}, this software reads up to "
+                    f"{version}.",
                     "Update with: pip install -U guava-avatar",
                 )
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}
-    except (SafetensorError, ValueError, OSError) as error:
+    except PermissionError as error:
+        raise InputError(f"'{path}' may not be read.", "Check its permissions.") from error
+    except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise FileFormatError(f"'{path}' is damaged or not a Guava file ({error}).") from error
+    # Template files are older than the checksum and carry a hash of their own.
+    if (_CHECKSUM in header or kind != "template") and header.get(_CHECKSUM) != _checksum(tensors, header):
+        raise FileFormatError(f"'{path}' is damaged: its checksum does not match.", "Copy it again.")
     return tensors, header

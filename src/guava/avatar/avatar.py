@@ -68,7 +68,8 @@ class Avatar:
         template_hash: The template that all indices refer to.
         source: The photo's own view.
         provenance: Where it came from.
-        refiner: Name of the refiner that channels 3.. need, or None when the first three channels are the picture.
+        refiner: Name of the refiner that channels 3.. need, or None when the first three channels are the
+            picture.
     """
 
     gaussians: Gaussians

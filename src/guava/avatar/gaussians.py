@@ -24,7 +24,8 @@ class BindingKind(IntEnum):
     """How a Gaussian follows the body.
 
     * ``TRIANGLE``: rigged to a triangle by Eq. 3.
-    * ``VERTEX``: a template Gaussian: sits on vertex ``anchor``, turns with the vertex's blended rotation (Sec. 3.3).
+    * ``VERTEX``: a template Gaussian: sits on vertex ``anchor``, turns with the vertex's blended rotation
+      (Sec. 3.3).
     * ``SKIN``: linear blend skinning of its rest position with weights of its own (``anchor`` is unused).
     """
 

@@ -1,0 +1,154 @@
+"""The avatar file: one documented, versioned container (docs/file-formats.md)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, fields
+
+import torch
+from torch import Tensor
+
+from guava.avatar.avatar import Avatar, Provenance, SourceView
+from guava.avatar.gaussians import MAX_INFLUENCES, BindingKind, Gaussians, Layer
+from guava.body import Identity, Pose, Template
+from guava.camera import Camera
+from guava.container import read_container, write_container
+from guava.errors import FileFormatError, TemplateMismatchError
+
+AVATAR_KIND, AVATAR_VERSION = "avatar", 1
+
+CONVENTIONS = {
+    "world": "metres, right-handed, +y up, the rest pose looks along +z",
+    "camera": "OpenCV axes, X_cam = R X + t, pixel centres at half-integers",
+    "rotations": "unit quaternions (w, x, y, z); joint rotations are axis-angle, radians",
+    "scales": "standard deviations in metres (activated)",
+    "opacities": "[0, 1] (activated)",
+    "features": "channels 0-2 are displayed (sRGB) RGB in [0, 1]; further ones are latents for the refiner",
+    "binding": {kind.name: int(kind) for kind in BindingKind},
+    "layer": {layer.name: int(layer) for layer in Layer},
+}
+"""Written into every file, so that it can be read without this program."""
+
+# Name of every Gaussian array: (trailing shape, dtype); None stands for the number of channels.
+_GAUSSIANS = {
+    "positions": ((3,), torch.float32),
+    "rotations": ((4,), torch.float32),
+    "scales": ((3,), torch.float32),
+    "opacities": ((), torch.float32),
+    "features": ((None,), torch.float32),
+    "binding": ((), torch.uint8),
+    "anchor": ((), torch.int32),
+    "barycentrics": ((3,), torch.float32),
+    "local_offset": ((3,), torch.float32),
+    "sigma": ((), torch.float32),
+    "triangle_rotation": ((4,), torch.float32),
+    "skin_indices": ((MAX_INFLUENCES,), torch.uint8),
+    "skin_weights": ((MAX_INFLUENCES,), torch.float32),
+    "layer": ((), torch.uint8),
+    "observed": ((), torch.bool),
+}
+
+
+def save_avatar(avatar: Avatar, path: str | os.PathLike) -> None:
+    """Write an avatar, atomically and without loss.
+
+    Raises:
+        InputError: The file cannot be written.
+        ValueError: A Gaussian array does not have the documented shape or dtype.
+    """
+    problem = _gaussians_problem(avatar.gaussians)
+    if problem:
+        raise ValueError(problem)
+    source = avatar.source
+    tensors = {
+        **_prefixed("gaussians", avatar.gaussians),
+        **_prefixed("identity", avatar.identity),
+        **_prefixed("source.pose", source.pose),
+        "source.camera.world_to_camera": source.camera.world_to_camera,
+        "source.camera.intrinsics": source.camera.intrinsics,
+        "source.crop_from_image": source.crop_from_image,
+    }
+    header = {
+        "template_hash": avatar.template_hash,
+        "refiner": avatar.refiner,
+        "channels": avatar.gaussians.features.shape[1],
+        "conventions": CONVENTIONS,
+        "source": {
+            "name": source.name, "sha256": source.sha256, "width": source.width, "height": source.height,
+            "crop_width": source.camera.width, "crop_height": source.camera.height,
+        },
+        "provenance": asdict(avatar.provenance),
+    }
+    write_container(path, AVATAR_KIND, AVATAR_VERSION, tensors, header)
+
+
+def load_avatar(path: str | os.PathLike, template: Template | None = None) -> Avatar:
+    """Read an avatar file.
+
+    Args:
+        path: The file.
+        template: If given, an avatar of another template is refused.
+
+    Raises:
+        InputError: There is no such file.
+        FileFormatError: The file is damaged, of another kind, or newer than this software.
+        TemplateMismatchError: The avatar belongs to another template.
+    """
+    tensors, header = read_container(path, AVATAR_KIND, AVATAR_VERSION)
+    try:
+        gaussians = Gaussians(**{name: tensors[f"gaussians.{name}"] for name in _GAUSSIANS})
+        problem = _gaussians_problem(gaussians)
+        if problem:
+            raise FileFormatError(f"'{path}' is not a usable avatar: {problem}")
+        where = header["source"]
+        camera = Camera(
+            tensors["source.camera.world_to_camera"], tensors["source.camera.intrinsics"],
+            int(where["crop_width"]), int(where["crop_height"]),
+        )
+        source = SourceView(
+            pose=_collect(Pose, "source.pose", tensors), camera=camera,
+            crop_from_image=tensors["source.crop_from_image"], width=int(where["width"]),
+            height=int(where["height"]), sha256=where["sha256"], name=where["name"],
+        )
+        stated = header["provenance"]
+        known = {f.name for f in fields(Provenance)}
+        provenance = Provenance(
+            **{**{k: v for k, v in stated.items() if k in known}, "notes": tuple(stated.get("notes", ()))}
+        )
+        avatar = Avatar(
+            gaussians=gaussians, identity=_collect(Identity, "identity", tensors),
+            template_hash=header["template_hash"], source=source, provenance=provenance,
+            refiner=header["refiner"],
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FileFormatError(f"'{path}' is not a complete avatar file ({error}).") from error
+    if template is not None and avatar.template_hash != template.hash:
+        raise TemplateMismatchError(
+            f"'{path}' belongs to another body template ({avatar.template_hash[:12]}) than the installed "
+            f"'{template.name}' ({template.hash[:12]}).",
+            "Make it again from its photo with: guava reconstruct",
+        )
+    return avatar
+
+
+def _prefixed(prefix: str, record) -> dict[str, Tensor]:
+    return {f"{prefix}.{f.name}": getattr(record, f.name) for f in fields(record)}
+
+
+def _collect(kind, prefix: str, tensors: dict[str, Tensor]):
+    return kind(**{f.name: tensors[f"{prefix}.{f.name}"] for f in fields(kind)})
+
+
+def _gaussians_problem(gaussians: Gaussians) -> str:
+    """What is wrong with the arrays' shapes or dtypes, as a sentence; "" if nothing is."""
+    count = gaussians.positions.shape[0]
+    for name, (trailing, dtype) in _GAUSSIANS.items():
+        value = getattr(gaussians, name)
+        fits = value.ndim == 1 + len(trailing) and value.shape[0] == count and value.dtype == dtype
+        fits = fits and all(want in (None, got) for want, got in zip(trailing, value.shape[1:], strict=True))
+        if not fits:
+            got = f"{tuple(value.shape)} {value.dtype}"
+            return f"Gaussian array '{name}' is {got}, not ({count}, *{trailing}) {dtype}."
+    if gaussians.features.shape[1] < 3:
+        return "Gaussians need at least three feature channels."
+    return ""

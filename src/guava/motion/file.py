@@ -1,0 +1,160 @@
+"""The motion file: one documented, versioned container (docs/file-formats.md).
+
+A tracked file is a motion file with further ``tracking.*`` tensors; both are read here.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields, replace
+
+import torch
+from torch import Tensor
+
+from guava.body import Pose, Template
+from guava.container import read_container, write_container
+from guava.errors import FileFormatError, TemplateMismatchError
+from guava.motion.motion import Motion
+
+MOTION_KIND, MOTION_VERSION = "motion", 1
+
+
+def save_motion(motion: Motion, path: str | os.PathLike) -> None:
+    """Write a motion, atomically and without loss.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    tensors = {f"pose.{f.name}": getattr(motion.pose, f.name) for f in fields(Pose)}
+    tensors |= {"timestamps": motion.timestamps, "valid": motion.valid}
+    header = {
+        "fps": float(motion.fps),
+        "template_hash": motion.template_hash,
+        "joint_names": list(motion.joint_names),
+        "expression_names": list(motion.expression_names),
+        "loop": bool(motion.loop),
+        "name": motion.name,
+        "absolute_translation": False,
+    }
+    write_container(path, MOTION_KIND, MOTION_VERSION, tensors, header)
+
+
+def load_motion(path: str | os.PathLike) -> Motion:
+    """Read a motion file, or the motion in a tracked file.
+
+    Where the file's translation is absolute (``absolute_translation``: tracked files), the place of the first
+    valid frame is subtracted.
+
+    Raises:
+        InputError: There is no such file.
+        FileFormatError: The file is damaged, of another kind, or newer than this software.
+    """
+    tensors, header = read_container(path, MOTION_KIND, MOTION_VERSION)
+    try:
+        pose = Pose(**{f.name: tensors[f"pose.{f.name}"] for f in fields(Pose)})
+        motion = Motion(
+            pose=pose, fps=float(header["fps"]), timestamps=tensors["timestamps"], valid=tensors["valid"],
+            template_hash=str(header["template_hash"]), joint_names=tuple(header["joint_names"]),
+            expression_names=tuple(header["expression_names"]), loop=bool(header["loop"]),
+            name=str(header["name"]),
+        )
+        problem = _problem(motion)
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(f"'{path}' is not a complete motion file ({error}).") from error
+    if problem:
+        raise FileFormatError(f"'{path}' is not a usable motion: {problem}")
+    if header.get("absolute_translation", False):
+        place = pose.translation[int(motion.valid.nonzero()[0])]
+        motion = replace(motion, pose=replace(pose, translation=pose.translation - place))
+    return motion
+
+
+def _problem(motion: Motion) -> str:
+    """What is wrong with the record, as a sentence; "" if nothing is."""
+    count = len(motion)
+    if count == 0:
+        return "it has no frames."
+    for f in fields(Pose):
+        value = getattr(motion.pose, f.name)
+        if value.shape[0] != count:
+            return f"pose.{f.name} has {value.shape[0]} frames, not {count}."
+        if not torch.isfinite(value).all():
+            return f"pose.{f.name} is not finite everywhere."
+    if motion.pose.joints.shape[1:] != (len(motion.joint_names), 3):
+        return f"pose.joints {tuple(motion.pose.joints.shape)} does not fit {len(motion.joint_names)} names."
+    if motion.pose.expression.shape[1:] != (len(motion.expression_names),):
+        shape = tuple(motion.pose.expression.shape)
+        return f"pose.expression {shape} does not fit {len(motion.expression_names)} units."
+    one_each = motion.timestamps.shape == (count,) and motion.valid.shape == (count,)
+    if not one_each or motion.valid.dtype != torch.bool:
+        return "timestamps and valid need one entry a frame."
+    if not motion.valid.any():
+        return "nobody was seen in any of its frames."
+    return ""
+
+
+def for_template(motion: Motion, template: Template) -> tuple[Motion, tuple[str, ...]]:
+    """The motion in another template's joints and units, matched by name.
+
+    Rotations and coefficients are copied as they are. That is right between templates that share SMPL-X's
+    joints and T pose and ARKit's units; units that one side lacks rest at zero and are named in the notes.
+
+    Returns:
+        The motion (the same object if it already belongs to ``template``), and notes, in sentences.
+
+    Raises:
+        TemplateMismatchError: The joints differ, or no expression unit has the same name.
+    """
+    if motion.template_hash == template.hash:
+        return motion, ()
+    joints, units = template.body.joint_names, template.expression_names
+    strangers = sorted(set(joints) ^ set(motion.joint_names))
+    if strangers:
+        raise TemplateMismatchError(
+            f"Motion '{motion.name}' was made for a template with other joints ({_some(strangers)}).",
+            f"Track the video again with the template '{template.name}'.",
+        )
+    shared = set(units) & set(motion.expression_names)
+    if not shared:
+        raise TemplateMismatchError(
+            f"Motion '{motion.name}' has expression units that the template '{template.name}' does not know "
+            f"({_some(motion.expression_names)}).",
+            f"Track the video again with the template '{template.name}'.",
+        )
+    count = len(motion)
+    source = motion.pose
+    pose = replace(
+        Pose.rest(template, count),
+        joints=_by_name(source.joints, motion.joint_names, joints),
+        expression=_by_name(source.expression, motion.expression_names, units),
+        translation=source.translation,
+    )
+    for name in ("body_expression", "eyelids"):
+        if getattr(pose, name).shape == getattr(source, name).shape:
+            pose = replace(pose, **{name: getattr(source, name)})
+    notes = [
+        f"Motion '{motion.name}' was made for another template ({motion.template_hash[:12]}); "
+        f"joints and {len(shared)} expression units were matched by name."
+    ]
+    lost = [n for n in motion.expression_names if n not in shared]
+    if lost:
+        notes.append(f"Units without a counterpart were dropped: {_some(lost)}.")
+    moved = replace(
+        motion, pose=pose, template_hash=template.hash, joint_names=tuple(joints),
+        expression_names=tuple(units),
+    )
+    return moved, tuple(notes)
+
+
+def _by_name(values: Tensor, have: tuple[str, ...], want: tuple[str, ...]) -> Tensor:
+    """Columns (dimension 1) of ``values`` in the order of ``want``; zeros where there is none."""
+    out = values.new_zeros(values.shape[0], len(want), *values.shape[2:])
+    for column, name in enumerate(want):
+        if name in have:
+            out[:, column] = values[:, have.index(name)]
+    return out
+
+
+def _some(names) -> str:
+    names = list(names)
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
