@@ -1,7 +1,7 @@
 """Triangle meshes: z-buffer, UV-space raster and simple shading.
 
-A face is intersected with a pixel's ray in homogeneous form. With the camera-space corners as the columns of M
-and the ray d = K^-1 (x, y, 1), the point at depth z = 1 / sum(M^-1 d) has barycentrics z * M^-1 d. They are
+A face is intersected with a pixel's ray in homogeneous form. With the corners K X_cam as the columns of M and
+the ray d = (x, y, 1), the point at depth z = 1 / sum(M^-1 d) has barycentrics z * M^-1 d. They are
 perspective-correct, and a face that reaches behind the camera needs no clipping.
 """
 
@@ -109,7 +109,7 @@ def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
 
 
 def sample_texture(texture: Tensor, uv: Tensor) -> Tensor:
-    """Bilinear samples (..., C) of a texture (H, W, C) at uv (..., 2) in [0, 1], v down, clamped to the border."""
+    """Bilinear samples (..., C) of a texture (H, W, C) at uv (..., 2) in [0, 1], v down, border clamped."""
     height, width = texture.shape[:2]
     x = (uv[..., 0] * width - 0.5).clamp(0, width - 1)
     y = (uv[..., 1] * height - 0.5).clamp(0, height - 1)
