@@ -72,16 +72,16 @@ class Photo:
 def load_photo(path: str | os.PathLike, max_side: int = MAX_SIDE) -> Photo:
     """Read a picture of any common kind.
 
-    EXIF orientation and ICC profiles are applied; CMYK, 16-bit, grey and palette pictures become 8-bit RGB; of an
-    animation the first frame is taken. Everything that changes what the user sees is noted.
+    EXIF orientation and ICC profiles are applied; CMYK, 16-bit, grey and palette pictures become 8-bit RGB; of
+    an animation the first frame is taken. Everything that changes what the user sees is noted.
 
     Args:
         path: The file.
         max_side: The longer side is reduced to this, in pixels.
 
     Raises:
-        InputError: One line that names the file and says what to do: it is missing, empty, damaged, cut short,
-            not a picture, smaller than ``MIN_SIDE`` or larger than ``MAX_SOURCE_PIXELS``.
+        InputError: One line that names the file and says what to do: it is missing, empty, damaged, cut
+            short, not a picture, smaller than ``MIN_SIDE`` or larger than ``MAX_SOURCE_PIXELS``.
     """
     path = Path(path)
     digest, head = file_digest(path)
@@ -183,8 +183,9 @@ def _open(path: Path) -> Image.Image:
 def _check_size(path: Path, size: tuple[int, int]) -> None:
     width, height = size
     if width * height > MAX_SOURCE_PIXELS:
+        limit = MAX_SOURCE_PIXELS // 1_000_000
         raise InputError(
-            f"'{path}' has {width}x{height} pixels; at most {MAX_SOURCE_PIXELS // 1_000_000} million are read.",
+            f"'{path}' has {width}x{height} pixels; at most {limit} million are read.",
             f"Reduce it to {MAX_SIDE} pixels on the longer side.",
         )
     if min(width, height) < MIN_SIDE:
@@ -238,7 +239,7 @@ def _to_eight_bits(picture: Image.Image, notes: list[str]) -> Image.Image:
         return picture
     values = np.nan_to_num(np.asarray(picture, dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     top = float(values.max(initial=0.0))
-    # Pillow gives 16-bit grey as I or I;16 with values up to 65535, and float TIFFs in whatever range they have.
+    # Pillow gives 16-bit grey as I or I;16 with values up to 65535, and float TIFFs in any range.
     if picture.mode.startswith("I"):
         white = 65535.0 if top > 255 or picture.mode != "I" else 255.0
     else:
@@ -246,7 +247,7 @@ def _to_eight_bits(picture: Image.Image, notes: list[str]) -> Image.Image:
     if top > white:
         white = top
     notes.append(f"The picture has more than 8 bits a channel (mode {picture.mode}); it was reduced to 8.")
-    return Image.fromarray(np.clip(values * (255.0 / white) + 0.5, 0, 255).astype(np.uint8), "L")
+    return Image.fromarray(np.clip(values * (255.0 / white) + 0.5, 0, 255).astype(np.uint8))
 
 
 def _apply_profile(picture: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
@@ -255,10 +256,14 @@ def _apply_profile(picture: Image.Image, profile: bytes | None, notes: list[str]
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             if "srgb" in ImageCms.getProfileDescription(source).lower() and picture.mode == "RGB":
                 return picture
-            return ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            return ImageCms.profileToProfile(picture, source, _srgb(), outputMode="RGB")
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-            notes.append("The picture's colour profile could not be applied; its colours may be slightly off.")
+            notes.append("The picture's colour profile could not be applied; colours may be off.")
     return picture.convert("RGB")
+
+
+def _srgb():
+    return ImageCms.createProfile("sRGB")
 
 
 def save_image(path: str | os.PathLike, pixels: np.ndarray, quality: int = 95) -> None:
@@ -276,7 +281,7 @@ def save_image(path: str | os.PathLike, pixels: np.ndarray, quality: int = 95) -
     kinds = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
     kind = kinds.get(path.suffix.lower())
     if kind is None:
-        raise InputError(f"Cannot write '{path}': unknown suffix '{path.suffix}'.", "Use .png, .jpg or .webp.")
+        raise InputError(f"Cannot write '{path}': unknown suffix.", "Use .png, .jpg or .webp.")
     pixels = np.asarray(pixels)
     if pixels.dtype != np.uint8:
         pixels = np.clip(pixels * 255.0 + 0.5, 0, 255).astype(np.uint8)
@@ -322,10 +327,8 @@ def resize_area(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if image.dtype == np.uint8 and (image.ndim == 2 or image.shape[2] == 3):
         return np.asarray(scale(Image.fromarray(np.ascontiguousarray(image))))
     planes = image[..., None] if image.ndim == 2 else image
-    out = np.stack(
-        [np.asarray(scale(Image.fromarray(planes[..., c].astype(np.float32), "F"))) for c in range(planes.shape[2])],
-        axis=-1,
-    ).reshape(size[1], size[0], *image.shape[2:])
+    channels = [planes[..., c].astype(np.float32) for c in range(planes.shape[2])]
+    out = np.stack([np.asarray(scale(Image.fromarray(c))) for c in channels], axis=-1).reshape(size[1], size[0], *image.shape[2:])
     return np.clip(out + 0.5, 0, 255).astype(np.uint8) if image.dtype == np.uint8 else out
 
 
@@ -356,8 +359,8 @@ def warp_affine(
     matrix = np.asarray(matrix, dtype=np.float64)
     if abs(np.linalg.det(matrix[:2, :2])) < 1e-12:
         raise ValueError("the affine map is singular")
-    # Source pixels per target pixel along each source axis: whole factors are averaged first, the rest by 2 x 2
-    # samples of each target pixel.
+    # Source pixels per target pixel along each source axis: whole factors are averaged first, the rest by
+    # 2 x 2 samples of each target pixel.
     shrink = 1.0 / np.maximum(np.linalg.norm(matrix[:2, :2], axis=0), 1e-6)
     factor = np.clip(np.floor(shrink + 1e-6), 1, planes.shape[1::-1]).astype(int)
     if factor.max() > 1:
