@@ -11,6 +11,7 @@ from guava.body.template import Template
 from guava.rotation import axis_angle_to_matrix
 
 BODY_EYES = ("left_eye_smplhf", "right_eye_smplhf")
+WRISTS = ("left_wrist", "right_wrist")
 HEAD_JAW, HEAD_LEFT_EYE, HEAD_RIGHT_EYE = 2, 3, 4
 JAW, LEFT_EYE, RIGHT_EYE = 22, 23, 24
 """Rows of ``Pose.joints`` that drive the head model; the body's own jaw and eye joints stay at rest."""
@@ -41,7 +42,8 @@ class Identity(_Batched):
         head_shape: (B, S_head) beta_f, unit variance.
         joint_offsets: (B, J, 3) Delta J of Eq. 1, metres.
         head_scale: (B, 3) per-axis factors about the head model's origin.
-        hand_scale: (B, 3) per-axis factors about the template's hand centres.
+        hand_scale: (B, 3) per-axis factors about the template's hand centres, which move with the wrists unless joints
+            are regressed from the mesh.
     """
 
     body_shape: Tensor
@@ -164,10 +166,10 @@ class EHM(nn.Module):
         keep("head_blend", template.head_blend[picked])
         keep("eyelid_dirs", template.eyelid_dirs[picked])
         keep("hand_centers", template.hand_centers)
-        hand_of = torch.full((body.num_vertices,), -1, dtype=torch.long)
-        for side in (0, 1):
-            hand_of[template.hand_vertex_ids[side]] = side
-        keep("hand_of", hand_of[ids])
+        vertex_share, joint_share = _hand_shares(template)
+        keep("hand_vertex_share", vertex_share[:, ids])
+        keep("hand_joint_share", joint_share)
+        self.wrists = [template.joint(name) for name in WRISTS]
         if template.regress_joints:
             keep("joint_regressor", body.joint_regressor)
             keep("head_joint_regressor", head.joint_regressor)
@@ -225,30 +227,37 @@ class EHM(nn.Module):
         # e of Eq. 1. The head's eye joints are taken before head_scale, as in the release.
         shift = joints[:, self.body_eyes].mean(1) - head_joints[:, [HEAD_LEFT_EYE, HEAD_RIGHT_EYE]].mean(1)
         batch = max(vertices.shape[0], head.shape[0])
-        vertices = vertices.expand(batch, -1, -1)
+        vertices, joints = vertices.expand(batch, -1, -1), joints.expand(batch, -1, -1)
         body_part = vertices[:, self.head_rows]
         replaced = body_part + self.head_blend[:, None] * (head + shift[:, None] - body_part)
-        vertices = vertices.index_copy(1, self.head_rows, replaced.expand(batch, -1, -1))
+        vertices = vertices.index_copy(1, self.head_rows, replaced)
+        if not self.template.regress_joints:
+            # The body's own jaw and eyes give way to the head's, as regressed joints would; the eyes' middle stays.
+            placed = head_joints[:, HEAD_JAW:] * identity.head_scale[:, None]
+            placed = placed - placed[:, 1:].mean(1, keepdim=True) + joints[:, self.body_eyes].mean(1, keepdim=True)
+            joints = torch.cat([joints[:, :JAW], placed.expand(batch, -1, -1), joints[:, RIGHT_EYE + 1 :]], 1)
 
-        for side in (0, 1):
-            mask = (self.hand_of == side)[:, None]
-            scaled = vertices * identity.hand_scale[:, None] + (1 - identity.hand_scale[:, None]) * self.hand_centers[side]
-            vertices = torch.where(mask, scaled, vertices)
+        for side, wrist in enumerate(self.wrists):
+            centre = self.hand_centers[side].expand(batch, 3)
+            if not self.template.regress_joints:
+                centre = centre + joints[:, wrist] - self.joints_template[wrist]
+            growth = (identity.hand_scale - 1)[:, None]
+            vertices = vertices + self.hand_vertex_share[side, :, None] * growth * (vertices - centre[:, None])
+            joints = joints + self.hand_joint_share[side, :, None] * growth * (joints - centre[:, None])
         if self.template.regress_joints:
             joints = torch.einsum("jv,bvd->bjd", self.joint_regressor, vertices) + identity.joint_offsets
-        return vertices, joints.expand(batch, -1, -1)
+        return vertices, joints
 
     def forward(self, identity: Identity, pose: Pose) -> EHMOutput:
         """Pose the model.
 
         Args:
             identity: B = 1 (shared by all frames) or the batch's size.
-            pose: B frames.
+            pose: B frames, or one for B identities.
         """
         vertices, joints = self.rest(identity, pose)
-        batch = pose.joints.shape[0]
-        vertices, joints = vertices.expand(batch, -1, -1), joints.expand(batch, -1, -1)
-        rotations = axis_angle_to_matrix(pose.joints)
+        batch = vertices.shape[0]
+        rotations = axis_angle_to_matrix(pose.joints).expand(batch, -1, -1, -1)
         eye = torch.eye(3, dtype=rotations.dtype, device=rotations.device)
         rotations = torch.cat([rotations[:, :JAW], eye.expand(batch, 3, 3, 3), rotations[:, RIGHT_EYE + 1 :]], 1)
         if self.pose_dirs.shape[-1]:
@@ -256,7 +265,8 @@ class EHM(nn.Module):
             skinned = vertices + _apply(self.pose_dirs, feature)
         else:
             skinned = vertices
-        joint_transforms, posed_joints = self._kinematics(rotations, joints, pose.translation)
+        translation = pose.translation.expand(batch, -1)
+        joint_transforms, posed_joints = self._kinematics(rotations, joints, translation)
         blended = torch.einsum("vj,bjrc->bvrc", self.weights, joint_transforms)
         posed = (blended[..., :3, :3] @ skinned[..., None]).squeeze(-1) + blended[..., :3, 3]
         return EHMOutput(posed, posed_joints, blended, joint_transforms, vertices, joints)
@@ -285,9 +295,31 @@ class EHM(nn.Module):
 
 def _apply(directions: Tensor, coefficients: Tensor) -> Tensor:
     """(V, 3, K) x (B, k) -> (B, V, 3); k may be smaller than K (the rest are zero)."""
-    used = directions[..., : coefficients.shape[-1]]
-    flat = used.reshape(-1, used.shape[-1])
+    flat = directions.reshape(-1, directions.shape[-1])[:, : coefficients.shape[-1]]
     return (coefficients @ flat.T).reshape(coefficients.shape[0], directions.shape[0], 3)
+
+
+def _hand_shares(template: Template) -> tuple[Tensor, Tensor]:
+    """How much of ``Identity.hand_scale`` each vertex (2, V) and each joint (2, J) of either hand takes.
+
+    With regressed joints the listed vertices scale as one block, as in the release, and the joints follow them. Else
+    a vertex takes its skinning weight to the hand, so that the wrist stays smooth, and the finger joints scale along.
+    """
+    body = template.body
+    vertices = torch.zeros(2, body.num_vertices)
+    joints = torch.zeros(2, body.num_joints)
+    for side, name in enumerate(WRISTS):
+        if template.regress_joints:
+            vertices[side, template.hand_vertex_ids[side]] = 1
+            continue
+        wrist = template.joint(name)
+        hand = {wrist}
+        for joint, parent in enumerate(body.parents.tolist()):
+            if parent in hand:
+                hand.add(joint)
+                joints[side, joint] = 1
+        vertices[side] = body.weights[:, sorted(hand)].sum(1)
+    return vertices, joints
 
 
 def _tree_levels(parents: list[int]) -> list[tuple[list[int], list[int]]]:

@@ -110,6 +110,10 @@ class Template:
         landmarks: Embeddings by name ("mediapipe478", "ibug68").
         surface_points: Named single vertices (fingertips: "left_index_tip", ...).
         provenance: Where the data came from and under which licence.
+        head_from_body: (S_head, S_body) or None: the head shape to expect of a person with a given body shape. The
+            open template's models were sampled from the same people, so that gender, size and age of head and body
+            go together; a fit should penalise ``head_shape - expected_head_shape(body_shape)``, or a large head
+            will sit on a small body. None where the two models know nothing of each other.
         hash: SHA-256 over all arrays and names; avatars, motions and weights carry it.
     """
 
@@ -132,6 +136,7 @@ class Template:
     landmarks: dict[str, LandmarkEmbedding]
     surface_points: dict[str, int]
     provenance: dict
+    head_from_body: Tensor | None = None
     hash: str = field(default="")
 
     def joint(self, name: str) -> int:
@@ -146,6 +151,12 @@ class Template:
         """(F,) bool: the faces of the named parts."""
         wanted = torch.tensor([self.part_names.index(name) for name in names])
         return torch.isin(self.face_parts, wanted)
+
+    def expected_head_shape(self, body_shape: Tensor) -> Tensor:
+        """(*B, k) body shape, k <= S_body -> (*B, S_head) expected head shape; zeros where the models are not tied."""
+        if self.head_from_body is None:
+            return body_shape.new_zeros(*body_shape.shape[:-1], self.head.num_shape)
+        return body_shape @ self.head_from_body[:, : body_shape.shape[-1]].to(body_shape).T
 
     def bounded_expression(self, expression: Tensor) -> Tensor:
         """(*B, E) with every unit clamped to what ``expression_bounds`` allows."""
@@ -162,6 +173,7 @@ _MODEL_ARRAYS = (
     "v_template", "shape_dirs", "expression_dirs", "pose_dirs", "weights", "parents", "joints_template",
     "joints_shape_dirs",
 )
+_DIRECTIONS = ("shape_dirs", "expression_dirs", "pose_dirs")
 _TABLES = ("head_vertex_ids", "head_blend", "eyelid_dirs", "hand_centers", "faces", "uv", "uv_faces", "face_parts")
 _INTEGERS = {"parents", "head_vertex_ids", "faces", "uv_faces", "face_parts"}
 
@@ -180,6 +192,51 @@ def _dense(parts: dict[str, Tensor]) -> Tensor:
     return out / out.sum(1, keepdim=True)
 
 
+_FINE = 0.004
+"""Metres: shape directions that move nothing further than this are stored as bytes (steps below 0.04 mm)."""
+
+
+def _pack_directions(name: str, dense: Tensor) -> dict[str, Tensor]:
+    """(V, 3, K) directions as: sparse rows, or bytes with a scale per direction, or half precision."""
+    vertices, _, count = dense.shape
+    if not dense.numel():
+        return {"shape": torch.tensor(dense.shape)}
+    moved = (dense != 0).any(1)
+    if moved.float().mean() < 0.5:
+        columns, rows = moved.T.nonzero(as_tuple=True)
+        return {
+            "shape": torch.tensor(dense.shape),
+            "sparse_rows": _compact("faces", rows),
+            "sparse_counts": moved.sum(0).to(torch.int32),
+            "sparse_values": dense[rows, :, columns].half(),
+        }
+    flat = dense.reshape(vertices * 3, count)
+    peak = flat.abs().amax(0)
+    fine = (peak < _FINE) & (peak > 0) if name == "shape_dirs" else torch.zeros(count, dtype=torch.bool)
+    scale = peak[fine] / 127
+    return {
+        "shape": torch.tensor(dense.shape),
+        "fine": fine,
+        "half": flat[:, ~fine].half(),
+        "bytes": (flat[:, fine] / scale).round().to(torch.int8),
+        "scale": scale.float(),
+    }
+
+
+def _unpack_directions(parts: dict[str, Tensor]) -> Tensor:
+    vertices, axes, count = parts["shape"].tolist()
+    if "sparse_rows" in parts:
+        out = torch.zeros(vertices, axes, count)
+        columns = torch.repeat_interleave(torch.arange(count), parts["sparse_counts"].long())
+        out[parts["sparse_rows"].long(), :, columns] = parts["sparse_values"].float()
+        return out
+    out = torch.zeros(vertices * axes, count)
+    if "fine" in parts:
+        out[:, ~parts["fine"]] = parts["half"].float()
+        out[:, parts["fine"]] = parts["bytes"].float() * parts["scale"]
+    return out.reshape(vertices, axes, count)
+
+
 def _compact(name: str, tensor: Tensor) -> Tensor:
     if name in _INTEGERS:
         top = int(tensor.max()) if tensor.numel() else 0
@@ -196,12 +253,17 @@ def save_template(template: Template, path: str | os.PathLike) -> str:
             if name == "weights":
                 for key, value in _sparse(model.weights).items():
                     tensors[f"{prefix}.weights.{key}"] = _compact(key, value) if key == "values" else value
+            elif name in _DIRECTIONS:
+                for key, value in _pack_directions(name, getattr(model, name)).items():
+                    tensors[f"{prefix}.{name}.{key}"] = value
             else:
                 tensors[f"{prefix}.{name}"] = _compact(name, getattr(model, name))
         if model.joint_regressor is not None:
             tensors[f"{prefix}.joint_regressor"] = model.joint_regressor.float()
     for name in _TABLES:
         tensors[name] = _compact(name, getattr(template, name))
+    if template.head_from_body is not None:
+        tensors["head_from_body"] = template.head_from_body.float()
     for side, ids in zip(("left", "right"), template.hand_vertex_ids, strict=True):
         tensors[f"hand_vertex_ids.{side}"] = ids.to(torch.int32)
     for name, embedding in template.landmarks.items():
@@ -255,7 +317,10 @@ def read_template(path: str | os.PathLike) -> Template:
         return value.float() if value.is_floating_point() else value.long()
 
     def model(prefix: str, joint_names: list[str]) -> LinearModel:
-        arrays = {n: get(f"{prefix}.{n}") for n in _MODEL_ARRAYS if n != "weights"}
+        arrays = {n: get(f"{prefix}.{n}") for n in _MODEL_ARRAYS if n != "weights" and n not in _DIRECTIONS}
+        for name in _DIRECTIONS:
+            start = f"{prefix}.{name}."
+            arrays[name] = _unpack_directions({k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)})
         weights = _dense({k: tensors[f"{prefix}.weights.{k}"] for k in ("values", "indices", "columns")})
         regressor = f"{prefix}.joint_regressor"
         return LinearModel(
@@ -281,6 +346,7 @@ def read_template(path: str | os.PathLike) -> Template:
         },
         surface_points=header["surface_points"],
         provenance=header["provenance"],
+        head_from_body=tensors.get("head_from_body"),
         hash=header["hash"],
         **{name: get(name) for name in _TABLES},
     )
