@@ -1,1 +1,29 @@
 """Renders of the template with known parameters: the truth that tracking is measured against."""
+
+from guava.synth.person import SyntheticPerson, dress, sample_identity, sample_person
+from guava.synth.pose import HAND_SHAPES, POSE_KINDS, sample_expression, sample_pose
+from guava.synth.render import (
+    Light,
+    SyntheticView,
+    frame_person,
+    render_person,
+    sample_background,
+    sample_light,
+)
+
+__all__ = [
+    "HAND_SHAPES",
+    "Light",
+    "POSE_KINDS",
+    "SyntheticPerson",
+    "SyntheticView",
+    "dress",
+    "frame_person",
+    "render_person",
+    "sample_background",
+    "sample_expression",
+    "sample_identity",
+    "sample_light",
+    "sample_person",
+    "sample_pose",
+]
