@@ -25,8 +25,8 @@ _f = np.float32
 _MAX_EXPONENT = 6.0
 _Q0, _Q1, _Q2 = _f(0.9999999983921255), _f(-0.9999996910536287), _f(0.4999903506041252)
 _Q3, _Q4, _Q5 = _f(-0.16655598477551195), _f(0.041088569315207844), _f(-0.006917255022483338)
-# Contraction and unsigned zeros only: NaN and infinity keep their meaning and sums keep their order.
-_MATH = {"contract", "nsz"}
+# No NaN (inputs are checked); infinity keeps its meaning and sums keep their order.
+_MATH = {"contract", "nsz", "nnan"}
 
 
 def splat_cpu(
@@ -60,7 +60,7 @@ def splat_cpu(
         starts, entries = _bin(order, boxes, camera.width, camera.height, threads)
         drawn, alpha, depth = _blend(
             starts, entries, records, boxes, values, behind, camera.width, camera.height, 4 * threads,
-            _f(conventions.alpha_max), _f(conventions.alpha_min), _f(conventions.transmittance_min),
+            _TILE, _f(conventions.alpha_max), _f(conventions.alpha_min), _f(conventions.transmittance_min),
         )
     return SplatOutput(torch.from_numpy(drawn), torch.from_numpy(alpha), torch.from_numpy(depth))
 
@@ -226,40 +226,47 @@ def _bin(order, boxes, width, height, workers):
     return starts, entries
 
 
-@numba.njit(cache=True, fastmath=_MATH)
-def _blend_row(row, weight, dx, a, slope, base, opacity, alpha_max, alpha_min, transmittance_min):
-    """One Gaussian on eight neighbouring pixels. A finished pixel's transmittance is stored negated.
+@numba.njit(cache=True, fastmath=_MATH, error_model="numpy")
+def _blend_row(
+    left, weight, start, stop, dx, a, slope, base, opacity, alpha_max, alpha_min, transmittance_min
+):
+    """Weights of one Gaussian on the row of pixels start..stop-1 of a tile; ``left``, their transmittance, is
+    updated and becomes negative where a pixel is finished.
 
-    Returns:
-        The sum of the eight weights (0: nothing was drawn).
+    Comparisons instead of min() and max(), and a row length that is not known to the compiler (it would
+    unroll the loop first), let LLVM vectorise this.
     """
     zero, one, end = _f(0.0), _f(1.0), _f(_MAX_EXPONENT)
-    drawn = zero
-    for i in range(_TILE):
-        d = dx + _f(i)
+    for i in range(start, stop):
+        d = dx + _f(i - start)
         exponent = (a * d + slope) * d + base
-        x = min(exponent, end) * _f(1 / 16)
+        x = (exponent if exponent < end else end) * _f(1 / 16)
         q = _Q0 + x * (_Q1 + x * (_Q2 + x * (_Q3 + x * (_Q4 + x * _Q5))))
         q = q * q
         q = q * q
         q = q * q
         q = q * q
-        alpha = min(opacity * q, alpha_max)
-        left = row[i]
-        alpha = alpha if (alpha >= alpha_min) & (exponent >= zero) & (left > zero) else zero
-        after = left * (one - alpha)
-        stops = (left > zero) & (after <= transmittance_min)
-        w = zero if stops else left * alpha
-        row[i] = -left if stops else after
-        weight[i] = w
-        drawn += w
-    return drawn
+        alpha = opacity * q
+        alpha = alpha if alpha < alpha_max else alpha_max
+        alpha = alpha if alpha >= alpha_min else zero
+        alpha = alpha if exponent >= zero else zero
+        before = left[i]
+        alpha = alpha if before > zero else zero
+        after = before * (one - alpha)
+        weight[i] = before * alpha if after > transmittance_min else zero
+        left[i] = after if after > transmittance_min else -abs(before)
+
+
+@numba.njit(cache=True, fastmath=_MATH, error_model="numpy")
+def _add(total, channel, weight, start, stop, value):
+    for i in range(start, stop):
+        total[channel, i] += weight[i] * value
 
 
 @numba.njit(cache=True, parallel=True, fastmath=_MATH)
 def _blend(
-    starts, entries, records, boxes, values, background, width, height, workers, alpha_max, alpha_min,
-    transmittance_min,
+    starts, entries, records, boxes, values, background, width, height, workers, columns, alpha_max,
+    alpha_min, transmittance_min,
 ):
     """Composites all tiles. Workers take every k-th tile, which balances the crowded middle.
     """
@@ -270,9 +277,9 @@ def _blend(
     across, down = (width + _TILE - 1) // _TILE, (height + _TILE - 1) // _TILE
     half = _f(0.5)
     for worker in numba.prange(workers):
-        left = np.empty((_TILE, _TILE), np.float32)
-        weight = np.empty(_TILE, np.float32)
-        total = np.empty((channels + 1, _TILE, _TILE), np.float32)
+        left = np.empty(_TILE * _TILE, np.float32)
+        weight = np.empty(_TILE * _TILE, np.float32)
+        total = np.empty((channels + 1, _TILE * _TILE), np.float32)
         for tile in range(worker, across * down, workers):
             y_tile, x_tile = (tile // across) * _TILE, (tile % across) * _TILE
             left[:] = 1
@@ -281,36 +288,31 @@ def _blend(
             for y in range(_TILE):
                 for x in range(_TILE):
                     if y_tile + y >= height or x_tile + x >= width:
-                        left[y, x] = -1
+                        left[y * _TILE + x] = -1
             for k in range(starts[tile], starts[tile + 1]):
                 n = entries[k]
                 dx = _f(x_tile) + half - records[n, 0]
-                a, b, c = records[n, 2], records[n, 3], records[n, 4]
-                for y in range(max(boxes[n, 2] - y_tile, 0), min(boxes[n, 3] - y_tile, _TILE - 1) + 1):
+                a, b, c, opacity = records[n, 2], records[n, 3], records[n, 4], records[n, 5]
+                first = max(boxes[n, 2] - y_tile, 0)
+                last = min(boxes[n, 3] - y_tile, _TILE - 1)
+                for y in range(first, last + 1):
                     dy = _f(y_tile + y) + half - records[n, 1]
-                    some = _blend_row(
-                        left[y], weight, dx, a, b * dy, c * dy * dy, records[n, 5], alpha_max, alpha_min,
-                        transmittance_min,
+                    _blend_row(
+                        left, weight, y * _TILE, y * _TILE + columns, dx, a, b * dy, c * dy * dy, opacity,
+                        alpha_max, alpha_min, transmittance_min,
                     )
-                    if some > 0:
-                        for ch in range(channels):
-                            value = values[n, ch]
-                            for i in range(_TILE):
-                                total[ch, y, i] += weight[i] * value
-                        for i in range(_TILE):
-                            total[channels, y, i] += weight[i] * records[n, 6]
-                if (k - starts[tile]) % 16 == 15:
-                    open_pixels = False
-                    for y in range(_TILE):
-                        for x in range(_TILE):
-                            open_pixels |= left[y, x] > 0
-                    if not open_pixels:
-                        break
+                for channel in range(channels):
+                    _add(total, channel, weight, first * _TILE, (last + 1) * _TILE, values[n, channel])
+                _add(total, channels, weight, first * _TILE, (last + 1) * _TILE, records[n, 6])
+                if (k - starts[tile]) % 16 == 15 and left.max() <= 0:
+                    break
             for y in range(min(_TILE, height - y_tile)):
                 for x in range(min(_TILE, width - x_tile)):
-                    rest = abs(left[y, x])
-                    for ch in range(channels):
-                        drawn[y_tile + y, x_tile + x, ch] = total[ch, y, x] + rest * background[ch]
+                    i = y * _TILE + x
+                    rest = abs(left[i])
+                    for channel in range(channels):
+                        value = total[channel, i] + rest * background[channel]
+                        drawn[y_tile + y, x_tile + x, channel] = value
                     alpha[y_tile + y, x_tile + x] = _f(1.0) - rest
-                    depth[y_tile + y, x_tile + x] = total[channels, y, x]
+                    depth[y_tile + y, x_tile + x] = total[channels, i]
     return drawn, alpha, depth
