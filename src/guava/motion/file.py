@@ -42,8 +42,8 @@ def save_motion(motion: Motion, path: str | os.PathLike) -> None:
 def load_motion(path: str | os.PathLike) -> Motion:
     """Read a motion file, or the motion in a tracked file.
 
-    Where the file's translation is absolute (``absolute_translation``: tracked files), the place of the first
-    valid frame is subtracted.
+    Where the file's translation is absolute (``absolute_translation``: tracked files), the place of the
+    first valid frame is subtracted.
 
     Raises:
         InputError: There is no such file.
