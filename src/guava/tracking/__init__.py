@@ -1,1 +1,17 @@
 """Tracking (paper Sec. 3.1, B.5): from a picture or a video to template parameters."""
+
+from guava.tracking.config import BodyFitConfig, FaceFitConfig, TrackingConfig
+from guava.tracking.sequence import FitQuality, Keypoints, SourceMedia, TrackedSequence
+from guava.tracking.track import track_detections, track_image
+
+__all__ = [
+    "BodyFitConfig",
+    "FaceFitConfig",
+    "FitQuality",
+    "Keypoints",
+    "SourceMedia",
+    "TrackedSequence",
+    "TrackingConfig",
+    "track_detections",
+    "track_image",
+]

@@ -99,7 +99,9 @@ def pose_chain(
 
 def rotation_jacobian(skeleton: Skeleton, posed: PosedChain, axis_angle: Tensor, moving: Tensor) -> Tensor:
     """Derivative (T, N, 3, 3 n) of the points by the axis-angle of the n joints ``moving``."""
-    axes = posed.rotations[:, moving] @ right_jacobian(axis_angle[:, moving])  # columns: world angular velocities
+    axes = posed.rotations[:, moving] @ right_jacobian(
+        axis_angle[:, moving]
+    )  # columns: world angular velocities
     arm = posed.points[:, :, None] - posed.joints[:, None, moving]  # (T, N, n, 3)
     turned = -skew(arm) @ axes[:, None]  # w x arm = -skew(arm) w
     turned = turned * skeleton.ancestry[None, :, moving, None, None]

@@ -36,10 +36,14 @@ class NormalEquations:
 
     @staticmethod
     def zero(frames: int, per_frame: int, shared: int) -> NormalEquations:
-        new = lambda *shape: torch.zeros(*shape, dtype=torch.float64)  # noqa: E731
+        new = lambda *shape: torch.zeros(shape, dtype=torch.float64)  # noqa: E731
         return NormalEquations(
-            new(), new(frames, per_frame), new(shared), new(frames, per_frame, per_frame),
-            new(frames, per_frame, shared), new(shared, shared),
+            new(),
+            new(frames, per_frame),
+            new(shared),
+            new(frames, per_frame, per_frame),
+            new(frames, per_frame, shared),
+            new(shared, shared),
         )
 
     def add(
@@ -132,7 +136,9 @@ def _solve(
     diagonal = hessian[:, index, index]
     hessian[:, index, index] = diagonal * (1 + damping) + (1 - free) + 1e-9
     cross = equations.cross_hessian * free[..., None]
-    right = torch.cat([-(equations.frame_gradient * free)[..., None], cross], 2)  # solve for gradient and S columns
+    right = torch.cat(
+        [-(equations.frame_gradient * free)[..., None], cross], 2
+    )  # solve for gradient and S columns
     coupled = smoothness is not None and len(smoothness.links) > 0 and bool((smoothness.links > 0).any())
     if coupled:
         solved = _solve_tridiagonal(hessian, smoothness, free, right)

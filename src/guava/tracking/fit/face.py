@@ -1,0 +1,573 @@
+"""Face stage (Eq. 7): head shape, expression, rotation and translation from face landmarks; then the eyes.
+
+    L_face = lambda_k L1(K_f, K_f^) + lambda_smo L_smo(Z_f, R, T) + lambda_reg L_reg(Z_f)        (Eq. 7)
+
+One landmark set is used (MediaPipe 478 or iBUG 68) instead of three, with a Huber instead of an L1 cost; lid and lip
+gaps are compared as differences of points, because they carry the expression and errors of the whole face cancel
+in them. L_reg pulls the expression towards what the expression regressor reads (see
+:mod:`guava.tracking.expression`), not towards zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from guava.body import Template
+from guava.camera import Camera
+from guava.rotation import axis_angle_to_matrix, matrix_to_axis_angle
+from guava.tracking.config import FaceFitConfig
+from guava.tracking.fit.chain import right_jacobian, skew
+from guava.tracking.fit.solver import Bounds, NormalEquations, Smoothness, huber_cost, minimise, robust_weight
+
+_SUB_BATCH = 32
+
+
+@dataclass(frozen=True)
+class FaceLayout:
+    """Which landmarks of a set are what. Left and right are the person's own.
+
+    Attributes:
+        embedding: Name in ``Template.landmarks``.
+        eye_corners: Outer corners, right and left: their distance is the unit of length.
+        right_eye, left_eye: Lid outlines.
+        lips: All points of the lips.
+        contour: The outline of the face, which slides.
+        right_iris, left_iris: Iris points, the centre first; empty where the set has none.
+        right_lids, left_lids: (upper, lower) pairs.
+        lip_gaps: (upper, lower) pairs of the inner lips.
+    """
+
+    embedding: str
+    eye_corners: tuple[int, int]
+    right_eye: tuple[int, ...]
+    left_eye: tuple[int, ...]
+    lips: tuple[int, ...]
+    contour: tuple[int, ...]
+    right_iris: tuple[int, ...]
+    left_iris: tuple[int, ...]
+    right_lids: tuple[tuple[int, int], ...]
+    left_lids: tuple[tuple[int, int], ...]
+    lip_gaps: tuple[tuple[int, int], ...]
+
+
+FACE_LAYOUTS = {
+    "mediapipe478": FaceLayout(
+        embedding="mediapipe478",
+        eye_corners=(33, 263),
+        right_eye=(33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246),
+        left_eye=(263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466),
+        lips=(
+            61,
+            146,
+            91,
+            181,
+            84,
+            17,
+            314,
+            405,
+            321,
+            375,
+            291,
+            409,
+            270,
+            269,
+            267,
+            0,
+            37,
+            39,
+            40,
+            185,
+            78,
+            95,
+            88,
+            178,
+            87,
+            14,
+            317,
+            402,
+            318,
+            324,
+            308,
+            415,
+            310,
+            311,
+            312,
+            13,
+            82,
+            81,
+            80,
+            191,
+        ),
+        contour=(
+            10,
+            338,
+            297,
+            332,
+            284,
+            251,
+            389,
+            356,
+            454,
+            323,
+            361,
+            288,
+            397,
+            365,
+            379,
+            378,
+            400,
+            377,
+            152,
+            148,
+            176,
+            149,
+            150,
+            136,
+            172,
+            58,
+            132,
+            93,
+            234,
+            127,
+            162,
+            21,
+            54,
+            103,
+            67,
+            109,
+        ),
+        right_iris=(468, 469, 470, 471, 472),
+        left_iris=(473, 474, 475, 476, 477),
+        right_lids=((159, 145), (158, 153), (160, 144)),
+        left_lids=((386, 374), (385, 380), (387, 373)),
+        lip_gaps=((13, 14), (82, 87), (312, 317), (81, 178), (311, 402)),
+    ),
+    "ibug68": FaceLayout(
+        embedding="ibug68",
+        eye_corners=(36, 45),
+        right_eye=tuple(range(36, 42)),
+        left_eye=tuple(range(42, 48)),
+        lips=tuple(range(48, 68)),
+        contour=tuple(range(17)),
+        right_iris=(),
+        left_iris=(),
+        right_lids=((37, 41), (38, 40)),
+        left_lids=((43, 47), (44, 46)),
+        lip_gaps=((61, 67), (62, 66), (63, 65)),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class FaceObservation:
+    """Face landmarks of T frames.
+
+    Attributes:
+        layout: Key of ``FACE_LAYOUTS``.
+        points: (T, L, 2) float64 crop pixels.
+        confidence: (T, L); a frame without a face has zeros.
+        depth: (T, L) relative, pixels, larger is farther; None if the detector gives none.
+    """
+
+    layout: str
+    points: Tensor
+    confidence: Tensor
+    depth: Tensor | None
+
+    @property
+    def seen(self) -> Tensor:
+        """(T,) bool: frames with a face."""
+        return (self.confidence > 0).any(1)
+
+
+@dataclass(frozen=True)
+class ExpressionPrior:
+    """What is believed about the units before fitting.
+
+    Attributes:
+        mean: (T, E).
+        precision: (T, E) inverse squared spread.
+        sparsity: (E,) linear cost.
+        upper: (E,) bounds; 0 pins a unit that the landmarks cannot show.
+    """
+
+    mean: Tensor
+    precision: Tensor
+    sparsity: Tensor
+    upper: Tensor
+
+
+@dataclass(frozen=True)
+class FaceFit:
+    """Result of the face and eye stages.
+
+    Attributes:
+        shape: (S,) beta_f.
+        expression: (T, E) psi_f.
+        eyes: (T, 2, 3) axis-angle of the left and right eye.
+        rotation: (T, 3) axis-angle of the head in the world.
+        translation: (T, 3) of the head model's origin.
+        error: (T,) mean landmark distance, percent of the outer-eye distance; NaN without a face.
+    """
+
+    shape: Tensor
+    expression: Tensor
+    eyes: Tensor
+    rotation: Tensor
+    translation: Tensor
+    error: Tensor
+
+
+class FaceLandmarkModel:
+    """The landmarks of the neutral-pose head, linear in shape and expression (float64).
+
+    Attributes:
+        base: (L, 3), shape_dirs: (L, 3, S), expression_dirs: (L, 3, E), weights: (L,) trust in each embedding.
+        joints: (2, 3) eye joints, left and right; joints_shape_dirs: (2, 3, S).
+        eye_weights: (2, L) how far each landmark follows the left and the right eyeball.
+    """
+
+    def __init__(self, template: Template, embedding: str):
+        head = template.head
+        table = template.landmarks[embedding]
+        slot = torch.full((template.body.num_vertices,), -1)
+        slot[template.head_vertex_ids] = torch.arange(len(template.head_vertex_ids))
+        corners = slot[template.faces[table.faces]]
+        if bool((corners < 0).any()):
+            raise ValueError(f"The embedding '{embedding}' leaves the head model.")
+        weights = table.barycentrics.double()
+
+        def at(values: Tensor) -> Tensor:
+            return torch.einsum("lc,lc...->l...", weights, values[corners].double())
+
+        self.base, self.shape_dirs = at(head.v_template), at(head.shape_dirs)
+        self.expression_dirs, self.weights = at(head.expression_dirs), table.weights.double()
+        self.joints = head.joints_template[[3, 4]].double()
+        self.joints_shape_dirs = head.joints_shape_dirs[[3, 4]].double()
+        self.eye_weights = at(head.weights)[:, [3, 4]].T
+
+    def points(self, shape: Tensor, expression: Tensor) -> Tensor:
+        """(S,), (T, E) -> (T, L, 3) in the head model's frame, eyes at rest."""
+        return (
+            self.base
+            + self.shape_dirs @ shape
+            + torch.einsum("lce,te->tlc", self.expression_dirs, expression)
+        )
+
+
+def project_with_jacobian(camera: Camera, points: Tensor) -> tuple[Tensor, Tensor]:
+    """World points (*B, 3) -> pixels (*B, 2) and their derivative (*B, 2, 3), for one unbatched camera."""
+    w2c = camera.world_to_camera.double()
+    k = camera.intrinsics.double()
+    cam = points @ w2c[:3, :3].T + w2c[:3, 3]
+    depth = cam[..., 2].clamp(min=1e-3)
+    pixels = torch.stack(
+        [k[0, 0] * cam[..., 0] / depth + k[0, 2], k[1, 1] * cam[..., 1] / depth + k[1, 2]], -1
+    )
+    zero = torch.zeros_like(depth)
+    by_cam = torch.stack(
+        [
+            torch.stack([k[0, 0] / depth, zero, -k[0, 0] * cam[..., 0] / depth.square()], -1),
+            torch.stack([zero, k[1, 1] / depth, -k[1, 1] * cam[..., 1] / depth.square()], -1),
+        ],
+        -2,
+    )
+    return pixels, by_cam @ w2c[:3, :3]
+
+
+def landmark_weights(layout: FaceLayout, count: int, config: FaceFitConfig) -> Tensor:
+    """(L,) trust by region; irises 0 (they belong to the eye stage)."""
+    weights = torch.ones(count, dtype=torch.float64)
+    weights[list(layout.right_eye + layout.left_eye + layout.lips)] = config.detail_weight
+    weights[list(layout.contour)] = config.contour_weight
+    weights[list(layout.right_iris + layout.left_iris)] = 0
+    return weights
+
+
+def fit_face(
+    template: Template,
+    camera: Camera,
+    observation: FaceObservation,
+    prior: ExpressionPrior,
+    links: Tensor,
+    config: FaceFitConfig,
+    shape: Tensor | None = None,
+) -> FaceFit:
+    """Face stage and eye stage over T frames with one shared shape.
+
+    Args:
+        template: Its landmarks must hold the observation's layout.
+        camera: Unbatched camera of the crop.
+        observation: Frames without a face are carried along by smoothness and the prior only.
+        prior: Of the expression.
+        links: (T-1,) 1 where neighbouring frames may be smoothed.
+        config: Settings.
+        shape: (S,) a known head shape, then held fixed.
+    """
+    layout = FACE_LAYOUTS[observation.layout]
+    model = FaceLandmarkModel(template, layout.embedding)
+    frames, units = observation.points.shape[0], template.head.num_expression
+    corner_a, corner_b = layout.eye_corners
+    points, seen = observation.points, observation.seen
+    size = face_size(observation)
+    rotation, translation = _initial_pose(model, camera, observation, layout, size)
+    weights = landmark_weights(layout, points.shape[1], config) * model.weights
+    weights = (weights * observation.confidence).sqrt()  # (T, L)
+    upper, lower = _gap_indices(layout)
+    gap_weight = (observation.confidence[:, upper] * observation.confidence[:, lower]).sqrt()
+
+    count_shape = model.shape_dirs.shape[-1]
+    fixed_shape = shape is not None
+    shared = 0 if fixed_shape else count_shape
+    start_shape = shape.double() if fixed_shape else torch.zeros(count_shape, dtype=torch.float64)
+    sigma = config.landmark_sigma * size
+    gap_sigma = config.gap_sigma * size * 4
+
+    def build(values: Tensor, shared_values: Tensor) -> NormalEquations:
+        equations = NormalEquations.zero(frames, 6 + units, shared)
+        beta = start_shape if fixed_shape else shared_values
+        for first in range(0, frames, _SUB_BATCH):
+            rows = slice(first, min(frames, first + _SUB_BATCH))
+            turn, shift, psi = values[rows, :3], values[rows, 3:6], values[rows, 6:]
+            matrix = axis_angle_to_matrix(turn)
+            local = model.points(beta, psi)
+            turned = local @ matrix.transpose(1, 2)
+            pixels, jacobian = project_with_jacobian(camera, turned + shift[:, None])
+            by_turn = -skew(turned) @ (matrix @ right_jacobian(turn))[:, None]
+            by_psi = torch.einsum("tij,lje->tlie", matrix, model.expression_dirs)
+            by_frame = torch.cat([by_turn, torch.eye(3, dtype=torch.float64).expand_as(by_turn), by_psi], -1)
+            frame_jacobian = jacobian @ by_frame
+            shared_jacobian = None
+            if not fixed_shape:
+                shared_jacobian = jacobian @ torch.einsum("tij,ljs->tlis", matrix, model.shape_dirs)
+            difference = (pixels - points[rows]) / sigma[rows, None, None]
+            distance = difference.norm(dim=-1)
+            scale = weights[rows] / sigma[rows, None]
+            robust = robust_weight(distance, 2.0).sqrt()
+            _add(
+                equations,
+                rows,
+                difference * (weights[rows] * robust)[..., None],
+                frame_jacobian * (scale * robust)[..., None, None],
+                None if shared_jacobian is None else shared_jacobian * (scale * robust)[..., None, None],
+                (weights[rows].square() * huber_cost(distance, 2.0)).sum(),
+            )
+            if upper:
+                gap = (pixels[:, upper] - pixels[:, lower]) - (
+                    points[rows][:, upper] - points[rows][:, lower]
+                )
+                gap = gap / gap_sigma[rows, None, None]
+                distance = gap.norm(dim=-1)
+                robust = robust_weight(distance, 3.0).sqrt() * gap_weight[rows]
+                scale = robust / gap_sigma[rows, None]
+                _add(
+                    equations,
+                    rows,
+                    gap * robust[..., None],
+                    (frame_jacobian[:, upper] - frame_jacobian[:, lower]) * scale[..., None, None],
+                    None
+                    if shared_jacobian is None
+                    else (shared_jacobian[:, upper] - shared_jacobian[:, lower]) * scale[..., None, None],
+                    (gap_weight[rows].square() * huber_cost(distance, 3.0)).sum(),
+                )
+        psi = values[:, 6:]
+        equations.add_prior(psi, prior.mean, prior.precision, slice(6, 6 + units))
+        equations.cost = equations.cost + (prior.sparsity * psi).sum()
+        equations.frame_gradient[:, 6:] += prior.sparsity
+        if not fixed_shape:
+            precision = torch.full((shared,), config.shape_sigma**-2, dtype=torch.float64)
+            equations.add_shared_prior(shared_values, precision, slice(0, shared))
+        return equations
+
+    infinite = torch.full((6,), float("inf"), dtype=torch.float64)
+    bounds = Bounds(
+        torch.cat([-infinite, torch.zeros(units, dtype=torch.float64)]),
+        torch.cat([infinite, prior.upper.double()]),
+    )
+    step = config.smooth_translation
+    precision = torch.tensor(
+        [config.smooth_rotation**-2] * 3
+        + [step**-2, step**-2, (10 * step) ** -2]
+        + [config.smooth_expression**-2] * units,
+        dtype=torch.float64,
+    )
+    smoothness = Smoothness(links.double(), precision)
+    start = torch.cat([rotation, translation, torch.minimum(prior.mean.clamp(min=0), prior.upper)], 1)
+    values, shared_values = minimise(
+        build,
+        start,
+        torch.zeros(shared, dtype=torch.float64),
+        iterations=config.iterations,
+        smoothness=smoothness,
+        bounds=bounds,
+    )
+    beta = start_shape if fixed_shape else shared_values
+    turn, shift, psi = values[:, :3], values[:, 3:6], values[:, 6:]
+    eyes = _fit_eyes(model, camera, observation, layout, beta, psi, turn, shift, size, links, config)
+    posed = model.points(beta, psi) @ axis_angle_to_matrix(turn).transpose(1, 2) + shift[:, None]
+    pixels, _ = project_with_jacobian(camera, posed)
+    compared = (observation.confidence > 0) & (weights > 0)
+    error = (pixels - points).norm(dim=-1)
+    error = (error * compared).sum(1) / compared.sum(1).clamp(min=1) / size * 100
+    return FaceFit(beta, psi, eyes, turn, shift, torch.where(seen, error, float("nan")))
+
+
+def face_size(observation: FaceObservation) -> Tensor:
+    """(T,) the outer-eye distance in crop pixels as it would be seen from the front.
+
+    Turned faces are foreshortened, so the distance is taken in three dimensions where the detector gives depth.
+    Frames without a face get the clip's median.
+    """
+    a, b = FACE_LAYOUTS[observation.layout].eye_corners
+    across = observation.points[:, a] - observation.points[:, b]
+    if observation.depth is not None:
+        across = torch.cat([across, (observation.depth[:, a] - observation.depth[:, b])[:, None]], 1)
+    size = across.norm(dim=1)
+    seen = observation.seen
+    if not bool(seen.any()):
+        return torch.full_like(size, 50.0)
+    return torch.where(seen, size, size[seen].median()).clamp(min=4.0)
+
+
+def _add(
+    equations: NormalEquations,
+    rows: slice,
+    residual: Tensor,
+    frame: Tensor,
+    shared: Tensor | None,
+    cost: Tensor,
+) -> None:
+    count = residual.shape[0]
+    equations.add(
+        residual.reshape(count, -1),
+        frame.reshape(count, -1, frame.shape[-1]),
+        None if shared is None else shared.reshape(count, -1, shared.shape[-1]),
+        rows=rows,
+        cost=cost,
+    )
+
+
+def _gap_indices(layout: FaceLayout) -> tuple[list[int], list[int]]:
+    pairs = layout.right_lids + layout.left_lids + layout.lip_gaps
+    return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+def _initial_pose(
+    model: FaceLandmarkModel, camera: Camera, observation: FaceObservation, layout: FaceLayout, size: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Head rotation (T, 3) and translation (T, 3) from the landmarks, by the orthogonal Procrustes problem."""
+    frames = observation.points.shape[0]
+    stiff = [i for i in range(model.base.shape[0]) if i not in set(layout.lips + layout.contour)]
+    stiff = [i for i in stiff if float(model.weights[i]) > 0]
+    source = model.base[stiff] - model.base[stiff].mean(0)
+    rotation = torch.zeros(frames, 3, dtype=torch.float64)
+    centre = observation.points[:, stiff].mean(1)
+    if observation.depth is not None:
+        target = torch.cat([observation.points[:, stiff], observation.depth[:, stiff, None]], -1)
+        target = (target - target.mean(1, keepdim=True)) * torch.tensor(
+            [1.0, -1.0, -1.0], dtype=torch.float64
+        )
+        u, _, vt = torch.linalg.svd(target.transpose(1, 2) @ source)
+        flip = torch.eye(3, dtype=torch.float64).expand(frames, 3, 3).clone()
+        flip[:, 2, 2] = torch.sign(torch.linalg.det(u @ vt))
+        rotation = matrix_to_axis_angle(u @ flip @ vt)
+    a, b = layout.eye_corners
+    k = camera.intrinsics.double()
+    depth = k[0, 0] * (model.base[a] - model.base[b]).norm() / size
+    shift = torch.stack(
+        [(centre[:, 0] - k[0, 2]) / k[0, 0] * depth, -(centre[:, 1] - k[1, 2]) / k[1, 1] * depth, -depth], 1
+    )
+    shift = shift - (axis_angle_to_matrix(rotation) @ model.base[stiff].mean(0)[:, None])[..., 0]
+    return _fill_unseen(rotation, observation.seen), _fill_unseen(shift, observation.seen)
+
+
+def _fill_unseen(values: Tensor, seen: Tensor) -> Tensor:
+    """Unseen frames take the nearest seen frame's value."""
+    if bool(seen.all()) or not bool(seen.any()):
+        return values
+    known = seen.nonzero()[:, 0]
+    nearest = known[(torch.arange(len(seen))[:, None] - known[None]).abs().argmin(1)]
+    return values[nearest]
+
+
+def _fit_eyes(
+    model: FaceLandmarkModel,
+    camera: Camera,
+    observation: FaceObservation,
+    layout: FaceLayout,
+    beta: Tensor,
+    psi: Tensor,
+    turn: Tensor,
+    shift: Tensor,
+    size: Tensor,
+    links: Tensor,
+    config: FaceFitConfig,
+) -> Tensor:
+    """Eye stage: pitch and yaw (T, 2, 3) of both eyes from the irises, all else fixed."""
+    frames = psi.shape[0]
+    eyes = torch.zeros(frames, 2, 3, dtype=torch.float64)
+    if not layout.left_iris:
+        return eyes
+    local = model.points(beta, psi)
+    joints = model.joints + model.joints_shape_dirs @ beta
+    matrix = axis_angle_to_matrix(turn)
+    sides = (layout.left_iris, layout.right_iris)
+    open_weight = torch.stack(
+        [_openness(observation, pairs, size) for pairs in (layout.left_lids, layout.right_lids)], 1
+    )
+    sigma = 0.02 * size
+
+    def build(values: Tensor, shared_values: Tensor) -> NormalEquations:
+        equations = NormalEquations.zero(frames, 4, 0)
+        for side, iris in enumerate(sides):
+            index = list(iris)
+            gaze = torch.cat(
+                [values[:, 2 * side : 2 * side + 2], torch.zeros(frames, 1, dtype=torch.float64)], 1
+            )
+            spin = axis_angle_to_matrix(gaze)
+            arm = (local[:, index] - joints[side]) @ spin.transpose(1, 2)
+            posed = (arm + joints[side]) @ matrix.transpose(1, 2) + shift[:, None]
+            pixels, jacobian = project_with_jacobian(camera, posed)
+            by_gaze = (matrix[:, None] @ -skew(arm)) @ (spin @ right_jacobian(gaze))[:, None]
+            frame_jacobian = torch.zeros(frames, len(index), 2, 4, dtype=torch.float64)
+            frame_jacobian[..., 2 * side : 2 * side + 2] = (jacobian @ by_gaze)[..., :2]
+            weight = (observation.confidence[:, index] * open_weight[:, side : side + 1]).sqrt()
+            weight = weight / sigma[:, None]
+            residual = (pixels - observation.points[:, index]) * weight[..., None]
+            _add(
+                equations,
+                slice(None),
+                residual,
+                frame_jacobian * weight[..., None, None],
+                None,
+                0.5 * residual.square().sum(),
+            )
+        equations.add_prior(values, torch.zeros(4).double(), torch.full((4,), 0.35**-2).double(), slice(0, 4))
+        # Both eyes look at the same thing: pitch alike, yaw nearly so.
+        tie = torch.tensor([[1.0, 0, -1, 0], [0, 1.0, 0, -1]], dtype=torch.float64)
+        tie = tie / torch.tensor([[0.02], [0.06]], dtype=torch.float64)
+        equations.add((values @ tie.T), tie.expand(frames, -1, -1))
+        return equations
+
+    limit = torch.tensor([0.6, 0.75, 0.6, 0.75], dtype=torch.float64)
+    smoothness = Smoothness(links.double(), torch.full((4,), 0.12**-2, dtype=torch.float64))
+    values, _ = minimise(
+        build,
+        torch.zeros(frames, 4, dtype=torch.float64),
+        torch.zeros(0, dtype=torch.float64),
+        iterations=config.eye_iterations,
+        smoothness=smoothness,
+        bounds=Bounds(-limit, limit),
+    )
+    eyes[:, :, :2] = values.reshape(frames, 2, 2)
+    return eyes
+
+
+def _openness(observation: FaceObservation, pairs: tuple[tuple[int, int], ...], size: Tensor) -> Tensor:
+    """(T,) 0 where the lids are shut (the iris is a guess then) to 1 where they are clearly open."""
+    a, b = [p[0] for p in pairs], [p[1] for p in pairs]
+    gap = (observation.points[:, a] - observation.points[:, b]).norm(dim=-1).mean(1) / size
+    return ((gap - 0.03) / 0.04).clamp(0, 1)

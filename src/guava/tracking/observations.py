@@ -1,0 +1,192 @@
+"""Detections of a clip as batched observations in crop pixels, whatever the detector's layouts are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from guava.errors import InputError
+from guava.tracking.crop import map_points
+from guava.tracking.detectors.base import FrameDetections, PointSet
+from guava.tracking.fit.body import BodyObservation
+from guava.tracking.fit.face import FACE_LAYOUTS, FaceObservation
+from guava.tracking.sequence import Keypoints
+
+BODY_POINTS = {
+    "mediapipe33": {
+        "left_shoulder": 11,
+        "right_shoulder": 12,
+        "left_elbow": 13,
+        "right_elbow": 14,
+        "left_wrist": 15,
+        "right_wrist": 16,
+        "left_hip": 23,
+        "right_hip": 24,
+    },
+    "coco17": {
+        "left_shoulder": 5,
+        "right_shoulder": 6,
+        "left_elbow": 7,
+        "right_elbow": 8,
+        "left_wrist": 9,
+        "right_wrist": 10,
+        "left_hip": 11,
+        "right_hip": 12,
+    },
+    "openpose18": {
+        "left_shoulder": 5,
+        "right_shoulder": 2,
+        "left_elbow": 6,
+        "right_elbow": 3,
+        "left_wrist": 7,
+        "right_wrist": 4,
+        "left_hip": 11,
+        "right_hip": 8,
+    },
+}
+"""Which point of a layout belongs to which template joint."""
+
+BONES = (
+    ("left_shoulder", "left_elbow"),
+    ("right_shoulder", "right_elbow"),
+    ("left_elbow", "left_wrist"),
+    ("right_elbow", "right_wrist"),
+    ("right_shoulder", "left_shoulder"),
+)
+TRUSTED = 0.3
+"""Body points less sure than this are not used."""
+HAND_REACH = 0.35
+"""A hand whose root lies farther than this share of the shoulder width from the body's wrist is another's."""
+
+
+@dataclass(frozen=True)
+class Observations:
+    """What the fit sees.
+
+    Attributes:
+        face, body: Batched observations.
+        keypoints: The same as they are kept in the tracked sequence.
+        valid: (T,) bool: frames with a person.
+    """
+
+    face: FaceObservation
+    body: BodyObservation
+    keypoints: dict[str, Keypoints]
+    valid: torch.Tensor
+
+
+def gather(
+    detections: Sequence[FrameDetections], crops: np.ndarray, image_sizes: Sequence[tuple[int, int]]
+) -> Observations:
+    """Batch the detections of T frames.
+
+    Args:
+        detections: One a frame.
+        crops: (T, 3, 3) image pixels -> crop pixels.
+        image_sizes: (width, height) of every frame; points outside the picture are the detector's guesses and are
+            not used.
+    """
+    frames = len(detections)
+    people = [d.person for d in detections]
+    face_layout = _layout([p.face for p in people if p is not None], "mediapipe478", FACE_LAYOUTS)
+    body_layout = _layout([p.body for p in people if p is not None], "mediapipe33", BODY_POINTS)
+    face = _batch([p.face if p else None for p in people], crops, _count(face_layout))
+    body = _batch([p.body if p else None for p in people], crops, _count(body_layout))
+    left = _batch([p.left_hand if p else None for p in people], crops, 21)
+    right = _batch([p.right_hand if p else None for p in people], crops, 21)
+
+    names = tuple(BODY_POINTS[body_layout])
+    index = list(BODY_POINTS[body_layout].values())
+    points, confidence = body.points[:, index], body.confidence[:, index].clone()
+    for t, (width, height) in enumerate(image_sizes):
+        raw = map_points(np.linalg.inv(crops[t]), points[t].numpy())
+        inside = (raw > 0).all(1) & (raw[:, 0] < width) & (raw[:, 1] < height)
+        confidence[t, torch.from_numpy(~inside)] = 0
+    confidence = torch.where(confidence < TRUSTED, 0.0, confidence)
+
+    hand_points = torch.stack([left.points, right.points], 1)
+    hand_confidence = torch.stack([left.confidence, right.confidence], 1)
+    shoulders = (points[:, 0] - points[:, 1]).norm(dim=-1)
+    for side, name in enumerate(("left_wrist", "right_wrist")):
+        wrist = names.index(name)
+        far = (hand_points[:, side, 0] - points[:, wrist]).norm(dim=-1) > HAND_REACH * shoulders.clamp(min=40)
+        far &= confidence[:, wrist] > 0.5
+        hand_confidence[far, side] = 0
+        # Where the hand itself was found its root says where the wrist is.
+        found = (hand_confidence[:, side] > 0).any(1)
+        confidence[:, wrist] = torch.where(found, 0.0, confidence[:, wrist])
+    directions, direction_confidence, bones = _directions(people, names, body_layout)
+    depth = torch.stack([left.depth, right.depth], 1)
+    observation = BodyObservation(
+        names,
+        points,
+        confidence,
+        bones,
+        directions,
+        direction_confidence,
+        hand_points,
+        hand_confidence,
+        depth if bool((depth != 0).any()) else None,
+    )
+    face_depth = face.depth if bool((face.depth != 0).any()) else None
+    return Observations(
+        FaceObservation(face_layout, face.points, face.confidence, face_depth),
+        observation,
+        {"face": face, "body": body, "left_hand": left, "right_hand": right},
+        torch.tensor([p is not None for p in people], dtype=torch.bool).reshape(frames),
+    )
+
+
+_COUNTS = {"mediapipe478": 478, "ibug68": 68, "mediapipe33": 33, "coco17": 17, "openpose18": 18}
+
+
+def _count(layout: str) -> int:
+    return _COUNTS[layout]
+
+
+def _layout(sets: list[PointSet | None], default: str, known: dict) -> str:
+    layouts = {s.layout for s in sets if s is not None}
+    if len(layouts) > 1:
+        raise InputError(f"The detector mixes point layouts: {', '.join(sorted(layouts))}.")
+    layout = layouts.pop() if layouts else default
+    if layout not in known:
+        raise InputError(f"The tracker does not know the point layout '{layout}'.")
+    return layout
+
+
+def _batch(sets: list[PointSet | None], crops: np.ndarray, count: int) -> Keypoints:
+    frames = len(sets)
+    points = np.zeros((frames, count, 2))
+    confidence, depth = np.zeros((frames, count)), np.zeros((frames, count))
+    for t, item in enumerate(sets):
+        if item is None:
+            continue
+        points[t] = map_points(crops[t], item.points)
+        confidence[t] = item.confidence
+        if item.depth is not None:
+            depth[t] = item.depth * crops[t, 0, 0]
+    points[confidence == 0] = 0
+    return Keypoints(torch.from_numpy(points), torch.from_numpy(confidence), torch.from_numpy(depth))
+
+
+def _directions(people: list, names: tuple[str, ...], layout: str):
+    """3D bone directions (T, D, 3) in world axes (x right, y up, z towards the camera)."""
+    frames = len(people)
+    directions = np.zeros((frames, len(BONES), 3))
+    confidence = np.zeros((frames, len(BONES)))
+    index = BODY_POINTS[layout]
+    for t, person in enumerate(people):
+        if person is None or person.body is None or person.body.world is None:
+            continue
+        for n, (a, b) in enumerate(BONES):
+            bone = (person.body.world[index[b]] - person.body.world[index[a]]) * [1, -1, -1]
+            length = np.linalg.norm(bone)
+            sure = min(person.body.confidence[index[a]], person.body.confidence[index[b]])
+            if length > 1e-6 and sure > TRUSTED:
+                directions[t, n], confidence[t, n] = bone / length, sure
+    bones = tuple((names.index(a), names.index(b)) for a, b in BONES) if confidence.any() else ()
+    count = len(bones)
+    return torch.from_numpy(directions[:, :count]), torch.from_numpy(confidence[:, :count]), bones
