@@ -1,0 +1,583 @@
+"""MediaPipe 0.10.21, the last release whose wheel carries its models; nothing is ever downloaded.
+
+The solutions are run on crops round one person, then face mesh and hands once more on enlarged crops, since each of
+them shrinks its input to about 200 pixels before it looks for anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from itertools import permutations
+
+import numpy as np
+from PIL import Image
+
+from guava.errors import GuavaError, MissingDependencyError
+from guava.tracking.detectors.base import FrameDetections, PersonDetection, PointSet
+
+# Indices of "mediapipe33".
+_NOSE, _EYES, _EARS = 0, (2, 5), (7, 8)
+_SHOULDERS, _WRISTS = (11, 12), (15, 16)
+_KNUCKLES = ((17, 19), (18, 20))  # pinky and index finger, left then right
+
+_FACE_SCORE = 0.5
+_POSE_ALONE_SCORE = 0.6  # a body without any face must be surer, or coats on hangers become people
+_WRIST_LIMIT = 0.45  # of the body scale; a hand farther from the pose's wrist belongs to somebody else
+_OUTSIDE = 0.25  # factor on the confidence of body points that lie outside the picture (they are extrapolated)
+
+
+@dataclass(frozen=True)
+class _Crop:
+    """A rectangle of the picture, resampled for a model. ``origin`` and ``size`` (2,) in image pixels."""
+
+    pixels: np.ndarray
+    origin: np.ndarray
+    size: np.ndarray
+
+    def to_image(self, landmarks) -> tuple[np.ndarray, np.ndarray]:
+        """MediaPipe's normalised landmarks -> points (K, 2) and depth (K,) in image pixels."""
+        raw = np.array([(p.x, p.y, p.z) for p in landmarks], dtype=np.float64)
+        # Every solution scales z like x.
+        return self.origin + raw[:, :2] * self.size, raw[:, 2] * self.size[0]
+
+
+@dataclass(frozen=True)
+class _Face:
+    """A detected face: box (4,) and score."""
+
+    box: np.ndarray
+    score: float
+
+    @property
+    def center(self) -> np.ndarray:
+        return (self.box[:2] + self.box[2:]) / 2
+
+    @property
+    def side(self) -> float:
+        return float(max(self.box[2] - self.box[0], self.box[3] - self.box[1]))
+
+
+@dataclass(frozen=True)
+class _Hand:
+    """A candidate for one of the two hands; ``side`` 0 is the person's left, None unknown."""
+
+    points: np.ndarray
+    depth: np.ndarray
+    world: np.ndarray | None
+    side: int | None
+    score: float
+
+
+@dataclass(frozen=True)
+class _Body:
+    points: np.ndarray
+    depth: np.ndarray
+    visibility: np.ndarray
+    world: np.ndarray
+    hands: tuple[_Hand, ...]
+    face: tuple[np.ndarray, np.ndarray] | None
+
+
+class MediaPipeDetector:
+    """Face mesh with irises (478), pose (33), both hands (21 each) and a person mask.
+
+    Photos are looked at with the still-image graphs. Once ``detect`` is called with ``near``, the frames are taken
+    for a clip: the tracking graphs, which derive each region from the previous frame's points and so jitter less,
+    take over until ``reset``.
+
+    Confidences: body points carry MediaPipe's visibility, times 0.25 outside the picture; face points the score of
+    the face, less on the side that is turned away; hand points the certainty of the hand; 0 outside the picture.
+
+    Args:
+        mask: Whether to segment the person.
+
+    Raises:
+        MissingDependencyError: mediapipe is not installed, or has no build for this Python.
+        GuavaError: mediapipe is installed but cannot be imported (libGL, numpy 2).
+    """
+
+    name = "mediapipe"
+
+    def __init__(self, mask: bool = True):
+        self._solutions = import_mediapipe()
+        self._mask = mask
+        self._graphs: dict[str, object] = {}
+        self._used: set[str] = set()
+        self._tracking = False
+        self._previous_face: np.ndarray | None = None
+        self._region: np.ndarray | None = None
+        self._face_region: np.ndarray | None = None
+
+    def reset(self) -> None:
+        """Forget the previous frames."""
+        self._previous_face = self._region = self._face_region = None
+        for key in [k for k in self._graphs if k.endswith("/clip")]:
+            self._graphs[key].reset()
+            self._used.discard(key)
+
+    def close(self) -> None:
+        """Free the graphs; the detector can be used again."""
+        for graph in self._graphs.values():
+            graph.close()
+        self._graphs.clear()
+        self._used.clear()
+
+    def detect(self, image: np.ndarray, near: np.ndarray | None = None) -> FrameDetections:
+        """See :class:`guava.tracking.detectors.base.Detector`."""
+        image = np.ascontiguousarray(image)
+        clip = near is not None
+        faces = self._faces(image, thorough=not clip)
+        face = self._choose(faces, near)
+        others = [f for f in faces if f is not face]
+        body = self._body(image, face, others, near, clip)
+        if face is None and body is not None:
+            face = self._face_of_body(image, body)
+        mesh = self._mesh(image, face, body, clip)
+        if mesh is None and body is None:
+            return FrameDetections(None, len(faces), None)
+        if mesh is None and face is not None and face.score < _FACE_SCORE:
+            face = None
+        hands = self._hands(image, face, body, clip)
+        person = _assemble(image, face, body, mesh, hands)
+        mask = None
+        if self._mask:
+            mask, box = self._segment(image, person)
+            person = replace(person, box=box)
+        self._previous_face = face.box if face is not None else None
+        return FrameDetections(person, max(len(faces), 1), mask)
+
+    # Running graphs
+
+    def _run(self, key: str, image: np.ndarray):
+        """Run a solution by key; "/clip" graphs keep state between frames."""
+        if key in self._used:
+            return self._graphs[key].process(image)
+        # Graphs write to the C-level stderr when they are built and when they first run.
+        with _quiet_stderr():
+            if key not in self._graphs:
+                self._graphs[key] = self._build(key)
+            result = self._graphs[key].process(image)
+        self._used.add(key)
+        return result
+
+    def _build(self, key: str):
+        kind, _, mode = key.partition("/")
+        still = mode != "clip"
+        s = self._solutions
+        if kind == "faces":
+            return s.face_detection.FaceDetection(min_detection_confidence=_FACE_SCORE, model_selection=1)
+        if kind == "close_faces":
+            return s.face_detection.FaceDetection(min_detection_confidence=_FACE_SCORE, model_selection=0)
+        if kind == "holistic":
+            # model_complexity=2 would download a model.
+            return s.holistic.Holistic(
+                static_image_mode=still, model_complexity=1, smooth_landmarks=False, refine_face_landmarks=True
+            )
+        if kind == "mesh":
+            return s.face_mesh.FaceMesh(
+                static_image_mode=still, max_num_faces=1, refine_landmarks=True, min_detection_confidence=0.4
+            )
+        if kind == "hands":
+            return s.hands.Hands(
+                static_image_mode=still, max_num_hands=2, model_complexity=1, min_detection_confidence=0.4
+            )
+        if kind == "selfie":
+            return s.selfie_segmentation.SelfieSegmentation(model_selection=0)
+        raise AssertionError(kind)
+
+    # People
+
+    def _faces(self, image: np.ndarray, thorough: bool) -> list[_Face]:
+        """All faces, without doubles. ``thorough`` also looks with the close-range model and in quarters."""
+        height, width = image.shape[:2]
+        whole = np.array([0.0, 0.0, width, height])
+        found = self._faces_in(image, whole, "faces")
+        if thorough:
+            found += self._faces_in(image, whole, "close_faces")
+            if not found and max(width, height) >= 600:
+                for y in (0.0, 0.4):
+                    for x in (0.0, 0.4):
+                        quarter = np.array([x * width, y * height, (x + 0.6) * width, (y + 0.6) * height])
+                        found += self._faces_in(image, quarter, "faces")
+        found.sort(key=lambda f: -f.score)
+        kept: list[_Face] = []
+        for face in found:
+            apart = [np.abs(face.center - k.center).max() > 0.5 * max(face.side, k.side) for k in kept]
+            if all(apart):
+                kept.append(face)
+        return kept
+
+    def _faces_in(self, image: np.ndarray, region: np.ndarray, graph: str) -> list[_Face]:
+        crop = _crop(image, region, 640)
+        faces = []
+        for found in self._run(graph, crop.pixels).detections or ():
+            box = found.location_data.relative_bounding_box
+            corner = crop.origin + np.array([box.xmin, box.ymin]) * crop.size
+            size = np.array([box.width, box.height]) * crop.size
+            faces.append(_Face(np.concatenate([corner, corner + size]), float(found.score[0])))
+        return faces
+
+    def _choose(self, faces: list[_Face], near: np.ndarray | None) -> _Face | None:
+        """The face to follow: the one of the previous frame, or in the box, or else the largest."""
+        if not faces:
+            return None
+        if near is None:
+            return max(faces, key=lambda f: f.side)
+        if self._previous_face is not None:
+            before = _Face(self._previous_face, 1.0)
+            face = min(faces, key=lambda f: np.linalg.norm(f.center - before.center))
+            close = np.linalg.norm(face.center - before.center) < before.side
+            return face if close and 0.5 < face.side / before.side < 2.0 else None
+        margin = 0.1 * (near[2:] - near[:2])
+        inside = [f for f in faces if np.all(f.center > near[:2] - margin) and np.all(f.center < near[2:] + margin)]
+        return max(inside, key=lambda f: f.side) if inside else None
+
+    # Body
+
+    def _body(self, image, face: _Face | None, others: list[_Face], near, clip: bool) -> _Body | None:
+        height, width = image.shape[:2]
+        whole = np.array([0.0, 0.0, width, height])
+        if face is not None:
+            x, y, s = *face.center, face.side
+            wanted = _clip_box(np.array([x - 3.6 * s, y - 2.0 * s, x + 3.6 * s, y + 6.5 * s]), whole)
+        elif near is not None:
+            margin = 0.15 * (near[2:] - near[:2])
+            wanted = _clip_box(np.concatenate([near[:2] - margin, near[2:] + margin]), whole)
+        else:
+            wanted = whole
+        if not others and _area(wanted) > 0.45 * _area(whole):
+            wanted = whole
+        if clip:
+            # The tracking graph remembers positions in the crop, so the crop stays where it is while it still fits.
+            if self._region is None or _iou(self._region, wanted) < 0.6:
+                if self._region is not None and "holistic/clip" in self._used:
+                    self._graphs["holistic/clip"].reset()
+                self._region = wanted
+            wanted = self._region
+        mode = "clip" if clip else "still"
+        body = self._pose(image, wanted, [], mode, face)
+        if body is None and others:
+            body = self._pose(image, wanted, others, "still", face)
+        if body is None and face is not None:
+            x, y, s = *face.center, face.side
+            tight = _clip_box(np.array([x - 2.0 * s, y - 1.5 * s, x + 2.0 * s, y + 4.0 * s]), whole)
+            body = self._pose(image, tight, others, "still", face)
+        return body
+
+    def _pose(self, image, region, hide: list[_Face], mode: str, face: _Face | None) -> _Body | None:
+        """Pose in a region; None if there is none or it is another person's. ``hide`` blanks other faces."""
+        crop = _crop(image, region, 640)
+        if hide:
+            pixels = crop.pixels.copy()
+            for other in hide:
+                scale = np.array(pixels.shape[1::-1]) / crop.size
+                x0, y0 = np.maximum((other.box[:2] - crop.origin) * scale, 0).astype(int)
+                x1, y1 = np.maximum((other.box[2:] - crop.origin) * scale, 0).astype(int)
+                pixels[y0:y1, x0:x1] = 127
+            crop = replace(crop, pixels=pixels)
+        result = self._run(f"holistic/{mode}", crop.pixels)
+        if not result.pose_landmarks:
+            return None
+        points, depth = crop.to_image(result.pose_landmarks.landmark)
+        visibility = np.array([p.visibility for p in result.pose_landmarks.landmark])
+        head = points[[_NOSE, *_EYES]].mean(0)
+        if face is not None:
+            if np.abs(head - face.center).max() > 0.75 * face.side:
+                return None
+        elif visibility[[_NOSE, *_SHOULDERS]].mean() < _POSE_ALONE_SCORE:
+            return None
+        world = np.array([(p.x, p.y, p.z) for p in result.pose_world_landmarks.landmark], dtype=np.float64)
+        hands = []
+        for side, found in enumerate((result.left_hand_landmarks, result.right_hand_landmarks)):
+            if found:
+                xy, z = crop.to_image(found.landmark)
+                hands.append(_Hand(xy, z, None, side, 0.5))
+        mesh = crop.to_image(result.face_landmarks.landmark) if result.face_landmarks else None
+        return _Body(points, depth, visibility, world, tuple(hands), mesh)
+
+    def _face_of_body(self, image, body: _Body) -> _Face | None:
+        """Look for the face where the pose has its head."""
+        if body.visibility[_NOSE] < 0.5:
+            return None
+        spread = np.ptp(body.points[[_NOSE, *_EYES, *_EARS]], axis=0).max()
+        side = max(1.2 * spread, 0.25 * np.linalg.norm(np.diff(body.points[list(_SHOULDERS)], axis=0)), 8.0)
+        center = body.points[[_NOSE, *_EYES, *_EARS]].mean(0)
+        region = np.concatenate([center - 1.5 * side, center + 1.5 * side])
+        found = self._faces_in(image, region, "faces") + self._faces_in(image, region, "close_faces")
+        found = [f for f in found if np.abs(f.center - center).max() < side]
+        if found:
+            return max(found, key=lambda f: f.score)
+        return _Face(np.concatenate([center - side / 2, center + side / 2]), 0.4)
+
+    # Face
+
+    def _mesh(self, image, face: _Face | None, body: _Body | None, clip: bool):
+        """Points (478, 2) and depth of the chosen face."""
+        if face is None:
+            return None
+        region = np.concatenate([face.center - 1.1 * face.side, face.center + 1.1 * face.side])
+        if clip:
+            if self._face_region is None or _iou(self._face_region, region) < 0.6:
+                self._face_region = region
+                if "mesh/clip" in self._used:
+                    self._graphs["mesh/clip"].reset()
+            attempts = [(self._face_region, "mesh/clip"), (region, "mesh/still")]
+        else:
+            attempts = [(region, "mesh/still")]
+        for factor in (0.8, 1.8):
+            half = factor * face.side
+            attempts.append((np.concatenate([face.center - half, face.center + half]), "mesh/still"))
+        for where, graph in attempts:
+            crop = _crop(image, where, 448, enlarge=True)
+            result = self._run(graph, crop.pixels)
+            if result.multi_face_landmarks:
+                points, depth = crop.to_image(result.multi_face_landmarks[0].landmark)
+                if np.abs(points.mean(0) - face.center).max() < 0.6 * face.side:
+                    return points, depth
+        if body is not None and body.face is not None:
+            points, depth = body.face
+            if len(points) == 478 and np.abs(points.mean(0) - face.center).max() < 0.6 * face.side:
+                return points, depth
+        return None
+
+    # Hands
+
+    def _hands(self, image, face: _Face | None, body: _Body | None, clip: bool) -> list[_Hand | None]:
+        """Left and right hand of the person, each None if not found."""
+        height, width = image.shape[:2]
+        if body is None:
+            return [None, None]
+        scale = _body_scale(body, face)
+        candidates: list[_Hand] = []
+        for side in (0, 1):
+            wrist = body.points[_WRISTS[side]]
+            if body.visibility[_WRISTS[side]] < 0.05:
+                continue
+            palm = body.points[list(_KNUCKLES[side])].mean(0)
+            reach = palm - wrist
+            length = np.linalg.norm(reach)
+            center = wrist + reach / max(length, 1e-6) * min(1.3 * length, 0.3 * scale)
+            if np.any(center < -0.3 * scale) or np.any(center > np.array([width, height]) + 0.3 * scale):
+                continue
+            for half in (0.65, 0.45, 0.95):
+                found = self._hands_in(image, np.concatenate([center - half * scale, center + half * scale]))
+                candidates += found
+                if any(np.linalg.norm(h.points[0] - wrist) < _WRIST_LIMIT * scale and h.side == side for h in found):
+                    break
+                if clip:
+                    break
+        return _assign_hands(candidates, body, scale)
+
+    def _hands_in(self, image, region) -> list[_Hand]:
+        crop = _crop(image, region, 320, enlarge=True)
+        result = self._run("hands/still", crop.pixels)
+        hands = []
+        for i, landmarks in enumerate(result.multi_hand_landmarks or ()):
+            points, depth = crop.to_image(landmarks.landmark)
+            world = np.array([(p.x, p.y, p.z) for p in result.multi_hand_world_landmarks[i].landmark])
+            label = result.multi_handedness[i].classification[0]
+            # MediaPipe's label assumes a mirrored (selfie) picture: its "Right" is the person's left.
+            hands.append(_Hand(points, depth, world, 0 if label.label == "Right" else 1, float(label.score)))
+        return hands
+
+    # Mask
+
+    def _segment(self, image, person: PersonDetection) -> tuple[np.ndarray, np.ndarray]:
+        """Mask at image size from a crop round the person, and the person's box grown to the mask."""
+        height, width = image.shape[:2]
+        whole = np.array([0.0, 0.0, width, height])
+        size = person.box[2:] - person.box[:2]
+        margin = np.maximum(0.2 * size, 0.15 * size.max())
+        region = _clip_box(np.concatenate([person.box[:2] - margin, person.box[2:] + margin]), whole)
+        if _area(region) > 0.6 * _area(whole):
+            region = whole
+        x0, y0, x1, y1 = np.round(region).astype(int)
+        crop = _crop(image, np.array([x0, y0, x1, y1], dtype=float), 512)
+        small = self._run("selfie", crop.pixels).segmentation_mask
+        enlarged = Image.fromarray(small.astype(np.float32)).resize(
+            (x1 - x0, y1 - y0), Image.Resampling.BILINEAR
+        )
+        mask = np.zeros((height, width), dtype=np.float32)
+        mask[y0:y1, x0:x1] = np.clip(np.asarray(enlarged), 0, 1)
+        rows, columns = np.nonzero(small.max(1) > 0.5)[0], np.nonzero(small.max(0) > 0.5)[0]
+        box = person.box
+        if len(rows) and len(columns):
+            step = np.array([x1 - x0, y1 - y0]) / np.array(small.shape[1::-1])
+            low = np.array([x0, y0]) + np.array([columns[0], rows[0]]) * step
+            high = np.array([x0, y0]) + np.array([columns[-1] + 1, rows[-1] + 1]) * step
+            box = np.concatenate([np.minimum(box[:2], low), np.maximum(box[2:], high)])
+        return mask, _clip_box(box, whole)
+
+
+def import_mediapipe():
+    """The ``mediapipe.solutions`` module, or an error that says what to do.
+
+    Raises:
+        MissingDependencyError: Not installed, or no build for this Python.
+        GuavaError: Installed, but it cannot be imported.
+    """
+    for name, level in (("GLOG_minloglevel", "3"), ("TF_CPP_MIN_LOG_LEVEL", "3")):
+        os.environ.setdefault(name, level)
+    try:
+        with _quiet_stderr():
+            import mediapipe as mp
+
+            return mp.solutions
+    except ModuleNotFoundError as error:
+        if error.name != "mediapipe":
+            raise _broken(error, 'Install it again with: pip install "guava-avatar[track]"') from error
+        missing = MissingDependencyError("mediapipe", "track", "The detector 'mediapipe'")
+        if sys.version_info >= (3, 13):
+            version = f"{sys.version_info.major}.{sys.version_info.minor}"
+            missing.hint = f"It has no build for Python {version}; use Python 3.10, 3.11 or 3.12."
+        raise missing from error
+    except ImportError as error:
+        if "libGL" in str(error) or "libgthread" in str(error) or "libglib" in str(error):
+            hint = "Install the system libraries: apt-get install libgl1 libglib2.0-0"
+        else:
+            hint = 'Install it again with: pip install "guava-avatar[track]"'
+        raise _broken(error, hint) from error
+    except Exception as error:  # noqa: BLE001 - numpy 2 or protobuf make its import raise anything
+        raise _broken(error, 'It needs numpy < 2: pip install "guava-avatar[track]"') from error
+
+
+def _broken(error: Exception, hint: str) -> GuavaError:
+    return GuavaError(f"The package 'mediapipe' is installed but cannot be imported ({error}).", hint)
+
+
+@contextlib.contextmanager
+def _quiet_stderr():
+    """Hold back what C++ libraries write to stderr; shown only if something fails."""
+    try:
+        sys.stderr.flush()
+        saved = os.dup(2)
+    except (OSError, AttributeError, ValueError):
+        yield
+        return
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except Exception:
+            held.seek(0)
+            os.write(saved, held.read())
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def _crop(image: np.ndarray, region: np.ndarray, longest: int, enlarge: bool = False) -> _Crop:
+    """Cut a region (x0, y0, x1, y1; black outside) and scale its longer side to at most ``longest`` pixels."""
+    height, width = image.shape[:2]
+    x0, y0 = np.floor(region[:2]).astype(int)
+    x1, y1 = np.maximum(np.ceil(region[2:]).astype(int), (x0 + 2, y0 + 2))
+    inside = image[max(y0, 0) : max(min(y1, height), 0), max(x0, 0) : max(min(x1, width), 0)]
+    size = np.array([x1 - x0, y1 - y0])
+    scale = longest / size.max()
+    if scale > 1 and not enlarge:
+        scale = 1.0
+    target = np.maximum(np.round(size * scale).astype(int), 2)
+    pixels = np.zeros((target[1], target[0], 3), dtype=np.uint8)
+    if inside.size:
+        # Only the part that lies in the picture is resampled, then placed to the pixel.
+        left, top = np.round(np.maximum([-x0, -y0], 0) * target / size).astype(int)
+        part = np.round(np.array(inside.shape[1::-1]) * target / size).astype(int)
+        part = np.clip(part, 1, target - (left, top))
+        resized = Image.fromarray(np.ascontiguousarray(inside)).resize(tuple(part), Image.Resampling.BILINEAR)
+        pixels[top : top + part[1], left : left + part[0]] = np.asarray(resized)
+    return _Crop(pixels, np.array([x0, y0], dtype=np.float64), size.astype(np.float64))
+
+
+def _body_scale(body: _Body, face: _Face | None) -> float:
+    """About the distance of the shoulders seen from the front, image pixels."""
+    shoulders = float(np.linalg.norm(body.points[_SHOULDERS[0]] - body.points[_SHOULDERS[1]]))
+    return max(shoulders, 1.8 * face.side if face is not None else 0.0, 8.0)
+
+
+def _assign_hands(candidates: list[_Hand], body: _Body, scale: float) -> list[_Hand | None]:
+    """Left and right hand: each candidate at most once, by distance to the pose's wrists and by handedness."""
+    candidates = sorted([*candidates, *body.hands], key=lambda h: -h.score)
+    kept: list[_Hand] = []
+    for hand in candidates:
+        if all(np.linalg.norm(hand.points - k.points, axis=1).mean() > 0.15 * scale for k in kept):
+            kept.append(hand)
+    best, choice = 0.0, [None, None]
+    slots = [None, *range(len(kept))]
+    for pair in permutations([*slots, None], 2):
+        total = 0.0
+        for side, index in enumerate(pair):
+            if index is None:
+                continue
+            hand = kept[index]
+            distance = np.linalg.norm(hand.points[0] - body.points[_WRISTS[side]]) / scale
+            limit = _WRIST_LIMIT if hand.side == side else 0.6 * _WRIST_LIMIT
+            # Every hand within its limit is worth having; distance and a wrong label make it less so.
+            gain = 1.0 - 0.6 * distance / limit - (0.35 * hand.score if hand.side != side else 0.0)
+            total += gain if distance < limit else -1.0
+        if total > best:
+            best, choice = total, [None if i is None else kept[i] for i in pair]
+    return choice
+
+
+def _assemble(image, face: _Face | None, body: _Body | None, mesh, hands: list[_Hand | None]) -> PersonDetection:
+    height, width = image.shape[:2]
+
+    def inside(points: np.ndarray) -> np.ndarray:
+        return ((points >= 0) & (points <= (width, height))).all(1)
+
+    face_set = body_set = None
+    shown = []
+    if mesh is not None:
+        points, depth = mesh
+        confidence = max(face.score, 0.3) * _facing(points, depth) * inside(points)
+        face_set = PointSet("mediapipe478", points, confidence, depth)
+        shown.append(points)
+    elif face is not None:
+        shown.append(face.box.reshape(2, 2))
+    if body is not None:
+        confidence = np.clip(body.visibility, 0, 1) * np.where(inside(body.points), 1.0, _OUTSIDE)
+        body_set = PointSet("mediapipe33", body.points, confidence, body.depth, body.world)
+        shown.append(body.points[confidence > 0.5])
+    sets = []
+    for hand in hands:
+        if hand is None:
+            sets.append(None)
+            continue
+        confidence = np.full(21, 0.4 + 0.6 * min(hand.score, 1.0)) * inside(hand.points)
+        sets.append(PointSet("hand21", hand.points, confidence, hand.depth, hand.world))
+        shown.append(hand.points)
+    everything = np.concatenate([s for s in shown if len(s)] or [np.array([[0.0, 0.0], [width, height]])])
+    box = np.concatenate([everything.min(0), everything.max(0)])
+    score = face.score if face is not None else float(np.mean(body.visibility[list(_SHOULDERS)]))
+    box = _clip_box(box, np.array([0.0, 0.0, width, height]))
+    return PersonDetection(box, float(np.clip(score, 0, 1)), face_set, body_set, *sets)
+
+
+def _facing(points: np.ndarray, depth: np.ndarray) -> np.ndarray:
+    """1 for face points turned to the camera, falling to 0.2 for those turned away. (478, 2), (478,) -> (478,)."""
+    # Points 234 and 454 lie in front of the ears; between them is about the head's axis.
+    solid = np.concatenate([points, depth[:, None]], axis=1)
+    out = solid - solid[[234, 454]].mean(0)
+    towards = -out[:, 2] / np.maximum(np.linalg.norm(out, axis=1), 1e-9)
+    return np.clip(0.2 + (towards + 0.35) / 0.5, 0.2, 1.0)
+
+
+def _area(box: np.ndarray) -> float:
+    return float(max(box[2] - box[0], 0) * max(box[3] - box[1], 0))
+
+
+def _clip_box(box: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    low = np.clip(box[:2], limits[:2], limits[2:] - 1)
+    high = np.clip(box[2:], low + 1, limits[2:])
+    return np.concatenate([low, high])
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> float:
+    both = np.concatenate([np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])])
+    shared = _area(both) if np.all(both[2:] > both[:2]) else 0.0
+    return shared / max(_area(a) + _area(b) - shared, 1e-9)
