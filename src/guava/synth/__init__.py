@@ -1,5 +1,14 @@
 """Renders of the template with known parameters: the truth that tracking is measured against."""
 
+from guava.synth.dataset import (
+    HARD_UNITS,
+    TEST_SEEDS,
+    TUNING_SEEDS,
+    AccuracySample,
+    accuracy_sample,
+    accuracy_set,
+    unit_visibility,
+)
 from guava.synth.person import SyntheticPerson, dress, sample_identity, sample_person
 from guava.synth.pose import HAND_SHAPES, POSE_KINDS, sample_expression, sample_pose
 from guava.synth.render import (
@@ -12,6 +21,13 @@ from guava.synth.render import (
 )
 
 __all__ = [
+    "AccuracySample",
+    "HARD_UNITS",
+    "TEST_SEEDS",
+    "TUNING_SEEDS",
+    "accuracy_sample",
+    "accuracy_set",
+    "unit_visibility",
     "HAND_SHAPES",
     "Light",
     "POSE_KINDS",

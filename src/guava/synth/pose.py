@@ -10,7 +10,7 @@ from guava.body import Pose, Template
 from guava.synth.surface import FINGERS, SIDES, surface_of
 
 POSE_KINDS = ("arms_down", "one_hand", "two_hands", "head")
-"""What ``sample_pose`` knows: both arms hanging, one or both hands raised before the chest, a close view of the
+"""What ``sample_pose`` knows: arms hanging, one or both hands raised before the chest, a close view of the
 head (arms hanging, expression richer)."""
 
 HAND_SHAPES = ("relaxed", "open", "spread", "point", "fist", "pinch", "victory")

@@ -85,8 +85,8 @@ def shade_pixels(
 ):
     """Fill ``albedo`` (H, W, 3) linear, ``normal_out`` (H, W, 3) and ``gloss`` (H, W, 2: strength, exponent).
 
-    All colours are linear. ``scalars``: cover, hairline, freckles, mottle, gloss, mid-eye y, mid-eye z, waist y,
-    iris angle.
+    All colours are linear. ``scalars``: cover, hairline, freckles, mottle, gloss, mid-eye y and z, waist y, iris
+    angle.
     ``knuckles``: (K, 7) canonical joint, direction, strength. ``extra``: (V, 2) hair: position along, shade.
     """
     height, width = face_ids.shape

@@ -1,0 +1,123 @@
+"""Truth for measuring (and tuning) the tracker: renders with every parameter known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from guava.body import EHM, Identity, Pose, Template
+from guava.camera import Camera
+from guava.synth.person import SyntheticPerson, sample_person
+from guava.synth.pose import POSE_KINDS, sample_pose
+from guava.synth.render import SyntheticView, frame_person, render_person, sample_background, sample_light
+
+TUNING_SEEDS = range(0, 1_000_000)
+"""First seeds of sets that anything may be tuned or trained on."""
+TEST_SEEDS = range(5_000_000, 5_100_000)
+"""First seeds of sets that reported figures come from. Never tune on them."""
+
+HARD_UNITS = {
+    "tongueOut": "the tongue stays behind the lips unless the jaw is open",
+    "jawForward": "moves the chin along the line of sight",
+    "cheekPuff": "moves smooth skin towards the camera; no edge or landmark shows it from the front",
+}
+"""Units that one frontal picture shows poorly or not at all, and why. ``unit_visibility`` measures it."""
+
+_PROBES = ("", "blink", "", "smile", "", "", "neutral", "", "", "")
+
+
+@dataclass(frozen=True)
+class AccuracySample:
+    """One render of an accuracy set.
+
+    Attributes:
+        seed: The person's and the picture's seed.
+        person: Who was drawn.
+        view: Picture and truth.
+        kind: Of ``POSE_KINDS``.
+        framing: "upper_body" or "head".
+        probe: "blink" (both lids exactly 1), "smile" (both corners exactly 0.8, nothing else), "neutral" (every unit
+            0), or "" (a drawn expression).
+    """
+
+    seed: int
+    person: SyntheticPerson
+    view: SyntheticView
+    kind: str
+    framing: str
+    probe: str
+
+
+def accuracy_set(
+    seed: int, count: int, template: Template, *, size: int = 512, people: int | None = None
+) -> Iterator[AccuracySample]:
+    """``count`` renders of different people; the same arguments give the same pictures.
+
+    Each drawn expression has a few units above 0.3 and most at 0. One picture in ten is the probe "blink", one
+    "smile", one "neutral".
+
+    Args:
+        seed: First person's seed, from ``TUNING_SEEDS`` or ``TEST_SEEDS``; sample i uses ``seed + i``.
+        count: Number of pictures.
+        template: The open template.
+        size: Side of the square pictures.
+        people: Number of distinct people, taken in turn; ``count`` if None.
+    """
+    for i in range(count):
+        yield accuracy_sample(seed + i, template, size=size, index=i, person_seed=seed + i % (people or count))
+
+
+def accuracy_sample(
+    seed: int, template: Template, *, size: int = 512, index: int = 0, person_seed: int | None = None
+) -> AccuracySample:
+    """One render; ``index`` decides pose kind, framing and probe in turn."""
+    person = sample_person(seed if person_seed is None else person_seed, template)
+    rng = np.random.default_rng([seed, 303])
+    kind = POSE_KINDS[index % 4]
+    framing = "head" if kind == "head" else "upper_body"
+    probe = _PROBES[index % len(_PROBES)]
+    pose = sample_pose(rng, template, kind)
+    if probe:
+        expression = torch.zeros_like(pose.expression)
+        level, stem = {"blink": (1.0, "eyeBlink"), "smile": (0.8, "mouthSmile"), "neutral": (0.0, "")}[probe]
+        if stem:
+            expression[0, [template.unit(stem + "Left"), template.unit(stem + "Right")]] = level
+        pose = replace(pose, expression=expression)
+    camera = Camera.frontal(size)
+    pose = frame_person(rng, person, pose, template, kind=framing, camera=camera)
+    background = sample_background(rng, size, size)
+    view = render_person(person, pose, camera, template, background=background, light=sample_light(rng))
+    return AccuracySample(seed, person, view, kind, framing, probe)
+
+
+def unit_visibility(template: Template) -> dict[str, tuple[float, float]]:
+    """What a frontal picture can show of every expression unit at full strength.
+
+    Returns:
+        By unit name: the mean over the ten most moved MediaPipe landmarks of the motion across the line of sight, and
+        along it, millimetres on the mean face. "mouthClose" and "tongueOut" are measured on an open jaw.
+    """
+    model = EHM(template).requires_grad_(False)
+    embedding = template.landmarks["mediapipe478"]
+    corners, weights = template.faces[embedding.faces], embedding.barycentrics[..., None]
+    trusted = embedding.weights > 0
+    identity = Identity.neutral(template)
+
+    def marks(expression: torch.Tensor) -> torch.Tensor:
+        pose = replace(Pose.rest(template), expression=expression[None])
+        return (model(identity, pose).vertices[0][corners] * weights).sum(1)[trusted]
+
+    out = {}
+    for i, name in enumerate(template.expression_names):
+        base = torch.zeros(len(template.expression_names))
+        if name in ("mouthClose", "tongueOut"):
+            base[template.unit("jawOpen")] = 1.0
+        moved = base.clone()
+        moved[i] = 1.0
+        delta = (marks(moved) - marks(base)).abs() * 1000
+        most = delta.norm(dim=-1).topk(10).indices
+        out[name] = (float(delta[most, :2].norm(dim=-1).mean()), float(delta[most, 2].mean()))
+    return out
