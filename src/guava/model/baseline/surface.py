@@ -1,0 +1,255 @@
+"""What the baseline knows about a template's surface, and the surface as the photo sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from guava.body import EHM, EHMOutput, Identity, Pose, Template
+from guava.camera import Camera
+from guava.rendering.mesh import MeshFragments, rasterize_mesh, rasterize_uv
+
+TORSO, ARM, HEAD, HAND = 0, 1, 2, 3
+"""Body classes. Neck counts as head, legs as torso."""
+
+TRUNK, LEFT, RIGHT = 0, 1, 2
+"""Limb groups: nothing is blended between {head, neck, torso}, {left arm} and {right arm}, so that nothing webs."""
+
+EYEBALLS = ("left_eyeball", "right_eyeball")
+TEETH = ("lower_teeth", "upper_teeth")
+INNER_PARTS = (*EYEBALLS, *TEETH, "tongue", "mouth_cavity", "eye_sockets")
+"""Parts that lie behind lids and lips."""
+
+_LIMITS = {"torso": 0.10, "left_arm": 0.10, "right_arm": 0.10, "legs": 0.10, "scalp": 0.08, "neck": 0.015,
+           "left_hand": 0.004, "right_hand": 0.004}
+LOCKED = 1e-4
+"""Displacement limit of what must not move: face and inner parts."""
+
+
+@dataclass(frozen=True)
+class SurfaceTables:
+    """Static tables of one template at one atlas size (V vertices, F faces, N texels).
+
+    Attributes:
+        faces: (F, 3) int64.
+        face_class: (F,) TORSO, ARM, HEAD or HAND.
+        face_group: (F,) TRUNK, LEFT or RIGHT.
+        vertex_limit: (V,) metres, how far the silhouette may push a vertex outwards.
+        laplacian: (V, V) cotangent Laplacian (positive semi-definite) of the neutral mesh.
+        vertex_area: (V,) square metres.
+        texel_face: (N,) face of every texel.
+        texel_barycentrics: (N, 3) float32.
+        texel_rows, texel_columns: (N,) place in the atlas.
+        texel_rest: (N, 3) float32 place on the neutral template in the T pose.
+        texel_part: (N,) index into ``Template.part_names``.
+        texel_jacobian: (F, 2, 3): d(barycentric)/d(column), d(row) of every face: texel steps on the surface.
+        mirror: (N,) texel nearest to the left-right mirrored place.
+    """
+
+    template: Template
+    faces: np.ndarray
+    face_class: np.ndarray
+    face_group: np.ndarray
+    vertex_limit: np.ndarray
+    laplacian: sp.csr_matrix
+    vertex_area: np.ndarray
+    texel_face: np.ndarray
+    texel_barycentrics: np.ndarray
+    texel_rows: np.ndarray
+    texel_columns: np.ndarray
+    texel_rest: np.ndarray
+    texel_part: np.ndarray
+    texel_jacobian: np.ndarray
+    mirror: np.ndarray
+
+    @property
+    def texel_class(self) -> np.ndarray:
+        """(N,) body class of every texel."""
+        return self.face_class[self.texel_face]
+
+    def texels_of(self, *parts: str) -> np.ndarray:
+        """(N,) bool: the texels of the named parts; names that the template lacks are skipped."""
+        wanted = [self.template.part_names.index(p) for p in parts if p in self.template.part_names]
+        return np.isin(self.texel_part, wanted)
+
+    def faces_of(self, *parts: str) -> np.ndarray:
+        """(F,) bool: the faces of the named parts; names that the template lacks are skipped."""
+        wanted = [self.template.part_names.index(p) for p in parts if p in self.template.part_names]
+        return np.isin(self.template.face_parts.numpy(), wanted)
+
+
+_TABLES: dict[tuple[str, int], SurfaceTables] = {}
+
+
+def surface_tables(template: Template, texture_size: int) -> SurfaceTables:
+    """Tables for a template, made once per process: they take a second."""
+    key = (template.hash, texture_size)
+    if key not in _TABLES:
+        _TABLES.clear()
+        _TABLES[key] = _make_tables(template, texture_size)
+    return _TABLES[key]
+
+
+def _make_tables(template: Template, texture_size: int) -> SurfaceTables:
+    faces = template.faces.numpy().astype(np.int64)
+    part_names = template.part_names
+    face_part = template.face_parts.numpy()
+    neutral = EHM(template)(Identity.neutral(template), Pose.rest(template)).rest_vertices[0].double().numpy()
+
+    def part_class(name: str) -> int:
+        if name in ("torso", "legs"):
+            return TORSO
+        if name.endswith("_arm"):
+            return ARM
+        return HAND if name.endswith("_hand") else HEAD
+
+    face_class = np.array([part_class(name) for name in part_names])[face_part]
+    side = np.array([LEFT if n.startswith("left_") else RIGHT if n.startswith("right_") else TRUNK for n in part_names])
+    limb = np.array([n.endswith(("_arm", "_hand")) for n in part_names])
+    face_group = np.where(limb, side, TRUNK)[face_part]
+
+    limit_of = np.array([_LIMITS.get(name, LOCKED) for name in part_names])
+    vertex_limit = np.full(len(neutral), np.inf)
+    np.minimum.at(vertex_limit, faces.ravel(), np.repeat(limit_of[face_part], 3))
+    vertex_limit[~np.isfinite(vertex_limit)] = LOCKED
+    laplacian, area = _cotangent_laplacian(neutral, faces)
+
+    atlas = rasterize_uv(template, texture_size)
+    mask = atlas.mask.numpy()
+    rows, columns = np.nonzero(mask)
+    texel_face = atlas.face_ids.numpy()[mask].astype(np.int64)
+    barycentrics = atlas.barycentrics.numpy()[mask]
+    rest = (neutral[faces[texel_face]] * barycentrics[..., None]).sum(1).astype(np.float32)
+    _, mirror = cKDTree(rest).query(rest * np.float32([-1, 1, 1]), workers=-1)
+    return SurfaceTables(
+        template, faces, face_class, face_group, vertex_limit, laplacian, area, texel_face, barycentrics,
+        rows, columns, rest, face_part[texel_face], _texel_jacobian(template, texture_size), mirror,
+    )
+
+
+def _cotangent_laplacian(vertices: np.ndarray, faces: np.ndarray) -> tuple[sp.csr_matrix, np.ndarray]:
+    """Cotangent Laplacian (V, V) with weights clamped to [0.025, 2.5], and vertex areas (V,)."""
+    count = len(vertices)
+    rows, columns, weights, area = [], [], [], np.zeros(count)
+    for k in range(3):
+        corner, first, second = faces[:, k], faces[:, (k + 1) % 3], faces[:, (k + 2) % 3]
+        e1, e2 = vertices[first] - vertices[corner], vertices[second] - vertices[corner]
+        cross = np.linalg.norm(np.cross(e1, e2), axis=1) + 1e-12
+        cotangent = np.clip((e1 * e2).sum(1) / cross, 0.05, 5) / 2
+        rows += [first, second]
+        columns += [second, first]
+        weights += [cotangent, cotangent]
+        np.add.at(area, corner, cross / 6)
+    matrix = sp.csr_matrix((np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))), (count, count))
+    return (sp.diags(np.asarray(matrix.sum(1)).ravel()) - matrix).tocsr(), area
+
+
+def _texel_jacobian(template: Template, size: int) -> np.ndarray:
+    """(F, 2, 3): how the barycentrics change by one texel to the right and one texel down."""
+    corners = (template.uv.double() * size)[template.uv_faces].numpy()
+    e1, e2 = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    det = e1[:, 0] * e2[:, 1] - e1[:, 1] * e2[:, 0]
+    det = np.where(np.abs(det) < 1e-9, 1e-9, det)
+    # (b1, b2) = inverse([e1 e2]) @ (column, row); b0 = 1 - b1 - b2.
+    b1 = np.stack([e2[:, 1], -e2[:, 0]], 1) / det[:, None]
+    b2 = np.stack([-e1[:, 1], e1[:, 0]], 1) / det[:, None]
+    return np.stack([-b1 - b2, b1, b2], -1)
+
+
+# --- the surface in the photo's pose ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PosedSurface:
+    """A mesh in the photo's pose, in camera coordinates (x right, y down, z forward), and what the photo sees of it.
+
+    Attributes:
+        vertices: (V, 3) float64.
+        normals: (V, 3) outward unit normals.
+        camera: Of the square picture that all maps below share (size S).
+        face_ids: (S, S), -1 where nothing is seen.
+        barycentrics: (S, S, 3).
+        depth: (S, S) metres; infinite where nothing is seen.
+    """
+
+    vertices: np.ndarray
+    normals: np.ndarray
+    camera: Camera
+    face_ids: np.ndarray
+    barycentrics: np.ndarray
+    depth: np.ndarray
+
+    @property
+    def covered(self) -> np.ndarray:
+        """(S, S) bool."""
+        return self.face_ids >= 0
+
+    def project(self, points: np.ndarray) -> np.ndarray:
+        """Camera coordinates (N, 3) -> pixels (N, 2)."""
+        k = self.camera.intrinsics.double().numpy()
+        homogeneous = points @ k.T
+        return homogeneous[:, :2] / np.maximum(homogeneous[:, 2:], 1e-8)
+
+    def lift(self, columns: np.ndarray, rows: np.ndarray, depth: np.ndarray) -> np.ndarray:
+        """Pixel centres (N,), (N,) at depths (N,) -> camera coordinates (N, 3)."""
+        k = np.linalg.inv(self.camera.intrinsics.double().numpy())
+        rays = np.stack([columns + 0.5, rows + 0.5, np.ones_like(depth)], 1) @ k.T
+        return rays * (depth / rays[:, 2])[:, None]
+
+    @property
+    def focal(self) -> float:
+        """Pixels per unit of x / z."""
+        return float(self.camera.intrinsics[0, 0])
+
+    def class_map(self, tables: SurfaceTables) -> np.ndarray:
+        """(S, S) body class, -1 where nothing is seen."""
+        return np.where(self.covered, tables.face_class[self.face_ids], -1)
+
+
+def to_camera(points: Tensor, camera: Camera) -> np.ndarray:
+    """World points (N, 3) -> camera coordinates, float64."""
+    return camera.to(dtype=torch.float64).transform(points.double()).numpy()
+
+
+def to_world(points: np.ndarray, camera: Camera) -> np.ndarray:
+    """Camera coordinates (N, 3) -> world, float64."""
+    w2c = camera.world_to_camera.double().numpy()
+    return (points - w2c[:3, 3]) @ w2c[:3, :3]
+
+
+def see(vertices: np.ndarray, tables: SurfaceTables, camera: Camera) -> PosedSurface:
+    """Z-buffer a mesh given in camera coordinates."""
+    viewer = Camera(torch.eye(4), camera.intrinsics, camera.width, camera.height)
+    fragments: MeshFragments = rasterize_mesh(torch.from_numpy(vertices), tables.template.faces, viewer)
+    return PosedSurface(
+        vertices, vertex_normals(vertices, tables.faces), camera, fragments.face_ids.numpy(),
+        fragments.barycentrics.numpy(), fragments.depth.double().numpy(),
+    )
+
+
+def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Area-weighted unit normals (V, 3)."""
+    a, b, c = (vertices[faces[:, k]] for k in range(3))
+    area = np.cross(b - a, c - a)
+    total = np.zeros_like(vertices)
+    for axis in range(3):
+        for k in range(3):
+            total[:, axis] += np.bincount(faces[:, k], area[:, axis], len(vertices))
+    return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-20)
+
+
+def texel_points(values: np.ndarray, tables: SurfaceTables, chosen: np.ndarray | slice = slice(None)) -> np.ndarray:
+    """Per-vertex values (V, C) at the texels (N, C)."""
+    corners = values[tables.faces[tables.texel_face[chosen]]]
+    return np.einsum("nk,nkc->nc", tables.texel_barycentrics[chosen], corners)
+
+
+def pose_template(template: Template, identity: Identity, pose: Pose) -> EHMOutput:
+    """The EHM of Eq. 1 without gradients."""
+    with torch.no_grad():
+        return EHM(template)(identity, pose)
