@@ -179,8 +179,8 @@ def bind_to_vertices(
 ) -> Gaussians:
     """Template Gaussians: on the vertices ``vertex_ids`` (N,) of the rest mesh (V, 3), turning with them."""
     return _record(
-        BindingKind.VERTEX, vertices[vertex_ids.long()], rotations, scales, opacities, features, layer, observed,
-        anchor=vertex_ids,
+        BindingKind.VERTEX, vertices[vertex_ids.long()], rotations, scales, opacities, features, layer,
+        observed, anchor=vertex_ids,
     )
 
 
@@ -221,7 +221,8 @@ def bind_to_skin(
     pad = (0, MAX_INFLUENCES - kept)
     return _record(
         BindingKind.SKIN, positions, rotations, scales, opacities, features, layer, observed,
-        skin_indices=torch.nn.functional.pad(index, pad), skin_weights=torch.nn.functional.pad(top / total, pad),
+        skin_indices=torch.nn.functional.pad(index, pad),
+        skin_weights=torch.nn.functional.pad(top / total, pad),
     )
 
 
@@ -259,7 +260,8 @@ def pose_gaussians(
     if output.vertices.shape[0] != 1:
         raise ValueError(f"pose_gaussians poses one frame at a time, got {output.vertices.shape[0]}.")
     on_cpu = gaussians.positions.device.type == "cpu" and output.vertices.device.type == "cpu"
-    inputs = [getattr(gaussians, n) for n in ("positions", "rotations", "scales", "local_offset", "skin_weights")]
+    names = ("positions", "rotations", "scales", "local_offset", "skin_weights")
+    inputs = [getattr(gaussians, name) for name in names]
     inputs += [output.vertices, output.transforms, output.joint_transforms]
     needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
     if backend == "auto":
@@ -284,7 +286,8 @@ def pose_gaussians(
             array(faces, torch.int64), sigma_rule == "mean_edge",
         )
     return PosedGaussians(
-        torch.from_numpy(means), torch.from_numpy(quaternions), torch.from_numpy(scales), g.opacities, g.features
+        torch.from_numpy(means), torch.from_numpy(quaternions), torch.from_numpy(scales), g.opacities,
+        g.features,
     )
 
 
@@ -429,12 +432,9 @@ def _pose_kernel(
         ratio = _f(1.0)
         if binding[n] == _TRIANGLE:
             i, j, k = faces[anchor[n], 0], faces[anchor[n], 1], faces[anchor[n], 2]
-            ex, ey, ez = (
-                vertices[j, 0] - vertices[i, 0], vertices[j, 1] - vertices[i, 1], vertices[j, 2] - vertices[i, 2]
-            )
-            sx, sy, sz = (
-                vertices[k, 0] - vertices[i, 0], vertices[k, 1] - vertices[i, 1], vertices[k, 2] - vertices[i, 2]
-            )
+            x, y, z = vertices[i, 0], vertices[i, 1], vertices[i, 2]
+            ex, ey, ez = vertices[j, 0] - x, vertices[j, 1] - y, vertices[j, 2] - z
+            sx, sy, sz = vertices[k, 0] - x, vertices[k, 1] - y, vertices[k, 2] - z
             edge = _length(ex, ey, ez)
             ax, ay, az = ex / edge, ey / edge, ez / edge
             nx, ny, nz = ay * sz - az * sy, az * sx - ax * sz, ax * sy - ay * sx

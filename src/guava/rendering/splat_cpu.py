@@ -47,8 +47,10 @@ def splat_cpu(
     view = array(camera.world_to_camera)
     intrinsics = array(camera.intrinsics)
     limits = np.array(normalized_frustum(camera, conventions.frustum_margin), np.float32)
-    values = array(features)
-    behind = array(background) if background is not None else np.zeros(values.shape[1], np.float32)
+    channels = features.shape[1]
+    behind = array(background) if background is not None else np.zeros(channels, np.float32)
+    values = np.zeros((len(means), -(-(channels + 1) // 4) * 4), np.float32)
+    values[:, :channels] = array(features)
     threads = numba.get_num_threads()
     with KERNEL_LOCK:
         records, boxes = _project(
@@ -56,11 +58,12 @@ def splat_cpu(
             camera.width, camera.height, _f(conventions.eps2d), _f(conventions.alpha_min),
             _f(conventions.near),
         )
+        values[:, channels] = records[:, 6]
         order = _depth_order(records.view(np.uint32)[:, 6], boxes)
         starts, entries = _bin(order, boxes, camera.width, camera.height, threads)
         drawn, alpha, depth = _blend(
             starts, entries, records, boxes, values, behind, camera.width, camera.height, 4 * threads,
-            _TILE, _f(conventions.alpha_max), _f(conventions.alpha_min), _f(conventions.transmittance_min),
+            _f(conventions.alpha_max), _f(conventions.alpha_min), _f(conventions.transmittance_min),
         )
     return SplatOutput(torch.from_numpy(drawn), torch.from_numpy(alpha), torch.from_numpy(depth))
 
@@ -227,19 +230,18 @@ def _bin(order, boxes, width, height, workers):
 
 
 @numba.njit(cache=True, fastmath=_MATH, error_model="numpy")
-def _blend_row(
-    left, weight, start, stop, dx, a, slope, base, opacity, alpha_max, alpha_min, transmittance_min
+def _weigh(
+    left, weight, columns, rows, mx, my, a, b, c, opacity, alpha_max, alpha_min, transmittance_min
 ):
-    """Weights of one Gaussian on the row of pixels start..stop-1 of a tile; ``left``, their transmittance, is
-    updated and becomes negative where a pixel is finished.
+    """Weights of one Gaussian on some pixels of a tile; ``left``, their transmittance, is updated and becomes
+    negative where a pixel is finished.
 
-    Comparisons instead of min() and max(), and a row length that is not known to the compiler (it would
-    unroll the loop first), let LLVM vectorise this.
+    One long loop without branches, and comparisons instead of min() and max(), so that LLVM vectorises it.
     """
     zero, one, end = _f(0.0), _f(1.0), _f(_MAX_EXPONENT)
-    for i in range(start, stop):
-        d = dx + _f(i - start)
-        exponent = (a * d + slope) * d + base
+    for i in range(len(left)):
+        dx, dy = columns[i] - mx, rows[i] - my
+        exponent = (a * dx + b * dy) * dx + c * dy * dy
         x = (exponent if exponent < end else end) * _f(1 / 16)
         q = _Q0 + x * (_Q1 + x * (_Q2 + x * (_Q3 + x * (_Q4 + x * _Q5))))
         q = q * q
@@ -258,28 +260,61 @@ def _blend_row(
 
 
 @numba.njit(cache=True, fastmath=_MATH, error_model="numpy")
-def _add(total, channel, weight, start, stop, value):
-    for i in range(start, stop):
-        total[channel, i] += weight[i] * value
+def _add_four(a, b, c, d, weight, va, vb, vc, vd):
+    for i in range(len(weight)):
+        w = weight[i]
+        a[i] += w * va
+        b[i] += w * vb
+        c[i] += w * vc
+        d[i] += w * vd
+
+
+@numba.njit(cache=True, fastmath=_MATH, error_model="numpy")
+def _blend_tile(
+    entries, records, boxes, values, left, weight, total, columns, rows, x_tile, y_tile, alpha_max, alpha_min,
+    transmittance_min,
+):
+    """Composites the Gaussians ``entries`` on one tile: sums of ``values`` (N, C4) in ``total`` (C4, 64)."""
+    for k in range(len(entries)):
+        n = entries[k]
+        start = max(boxes[n, 2] - y_tile, 0) * _TILE
+        stop = (min(boxes[n, 3] - y_tile, _TILE - 1) + 1) * _TILE
+        _weigh(
+            left[start:stop], weight[start:stop], columns[start:stop], rows[start:stop],
+            records[n, 0] - _f(x_tile), records[n, 1] - _f(y_tile), records[n, 2], records[n, 3], records[n, 4],
+            records[n, 5], alpha_max, alpha_min, transmittance_min,
+        )
+        for ch in range(0, len(total), 4):
+            _add_four(
+                total[ch, start:stop], total[ch + 1, start:stop], total[ch + 2, start:stop],
+                total[ch + 3, start:stop], weight[start:stop], values[n, ch], values[n, ch + 1],
+                values[n, ch + 2], values[n, ch + 3],
+            )
+        if k % 16 == 15 and left.max() <= 0:
+            break
 
 
 @numba.njit(cache=True, parallel=True, fastmath=_MATH)
 def _blend(
-    starts, entries, records, boxes, values, background, width, height, workers, columns, alpha_max,
-    alpha_min, transmittance_min,
+    starts, entries, records, boxes, values, background, width, height, workers, alpha_max, alpha_min,
+    transmittance_min,
 ):
-    """Composites all tiles. Workers take every k-th tile, which balances the crowded middle.
+    """Composites all tiles; ``values`` holds C features, the depth, and zeros up to a multiple of four.
+    Workers take every k-th tile, which balances the crowded middle.
     """
-    channels = values.shape[1]
+    channels = len(background)
     drawn = np.empty((height, width, channels), np.float32)
     alpha = np.empty((height, width), np.float32)
     depth = np.empty((height, width), np.float32)
     across, down = (width + _TILE - 1) // _TILE, (height + _TILE - 1) // _TILE
-    half = _f(0.5)
+    columns = np.empty(_TILE * _TILE, np.float32)
+    rows = np.empty(_TILE * _TILE, np.float32)
+    for i in range(_TILE * _TILE):
+        columns[i], rows[i] = _f(i % _TILE) + _f(0.5), _f(i // _TILE) + _f(0.5)
     for worker in numba.prange(workers):
         left = np.empty(_TILE * _TILE, np.float32)
         weight = np.empty(_TILE * _TILE, np.float32)
-        total = np.empty((channels + 1, _TILE * _TILE), np.float32)
+        total = np.empty((values.shape[1], _TILE * _TILE), np.float32)
         for tile in range(worker, across * down, workers):
             y_tile, x_tile = (tile // across) * _TILE, (tile % across) * _TILE
             left[:] = 1
@@ -289,23 +324,10 @@ def _blend(
                 for x in range(_TILE):
                     if y_tile + y >= height or x_tile + x >= width:
                         left[y * _TILE + x] = -1
-            for k in range(starts[tile], starts[tile + 1]):
-                n = entries[k]
-                dx = _f(x_tile) + half - records[n, 0]
-                a, b, c, opacity = records[n, 2], records[n, 3], records[n, 4], records[n, 5]
-                first = max(boxes[n, 2] - y_tile, 0)
-                last = min(boxes[n, 3] - y_tile, _TILE - 1)
-                for y in range(first, last + 1):
-                    dy = _f(y_tile + y) + half - records[n, 1]
-                    _blend_row(
-                        left, weight, y * _TILE, y * _TILE + columns, dx, a, b * dy, c * dy * dy, opacity,
-                        alpha_max, alpha_min, transmittance_min,
-                    )
-                for channel in range(channels):
-                    _add(total, channel, weight, first * _TILE, (last + 1) * _TILE, values[n, channel])
-                _add(total, channels, weight, first * _TILE, (last + 1) * _TILE, records[n, 6])
-                if (k - starts[tile]) % 16 == 15 and left.max() <= 0:
-                    break
+            _blend_tile(
+                entries[starts[tile] : starts[tile + 1]], records, boxes, values, left, weight, total, columns,
+                rows, x_tile, y_tile, alpha_max, alpha_min, transmittance_min,
+            )
             for y in range(min(_TILE, height - y_tile)):
                 for x in range(min(_TILE, width - x_tile)):
                     i = y * _TILE + x
