@@ -106,8 +106,7 @@ class MediaPipeDetector:
         self._solutions = import_mediapipe()
         self._mask = mask
         self._graphs: dict[str, object] = {}
-        self._used: set[str] = set()
-        self._tracking = False
+        self._stale: set[str] = set()
         self._previous_face: np.ndarray | None = None
         self._region: np.ndarray | None = None
         self._face_region: np.ndarray | None = None
@@ -115,16 +114,13 @@ class MediaPipeDetector:
     def reset(self) -> None:
         """Forget the previous frames."""
         self._previous_face = self._region = self._face_region = None
-        for key in [k for k in self._graphs if k.endswith("/clip")]:
-            self._graphs[key].reset()
-            self._used.discard(key)
+        self._stale.update(key for key in self._graphs if key.endswith("/clip"))
 
     def close(self) -> None:
         """Free the graphs; the detector can be used again."""
         for graph in self._graphs.values():
             graph.close()
         self._graphs.clear()
-        self._used.clear()
 
     def detect(self, image: np.ndarray, near: np.ndarray | None = None) -> FrameDetections:
         """See :class:`guava.tracking.detectors.base.Detector`."""
@@ -154,15 +150,15 @@ class MediaPipeDetector:
 
     def _run(self, key: str, image: np.ndarray):
         """Run a solution by key; "/clip" graphs keep state between frames."""
-        if key in self._used:
-            return self._graphs[key].process(image)
-        # Graphs write to the C-level stderr when they are built and when they first run.
+        # Graphs write to the C-level stderr whenever they start, from threads of their own; only "process" waits
+        # for those, so restarting belongs in here too.
         with _quiet_stderr():
             if key not in self._graphs:
                 self._graphs[key] = self._build(key)
-            result = self._graphs[key].process(image)
-        self._used.add(key)
-        return result
+            elif key in self._stale:
+                self._graphs[key].reset()
+            self._stale.discard(key)
+            return self._graphs[key].process(image)
 
     def _build(self, key: str):
         kind, _, mode = key.partition("/")
@@ -254,8 +250,8 @@ class MediaPipeDetector:
         if clip:
             # The tracking graph remembers positions in the crop, so the crop stays where it is while it still fits.
             if self._region is None or _iou(self._region, wanted) < 0.6:
-                if self._region is not None and "holistic/clip" in self._used:
-                    self._graphs["holistic/clip"].reset()
+                if self._region is not None:
+                    self._stale.add("holistic/clip")
                 self._region = wanted
             wanted = self._region
         mode = "clip" if clip else "still"
@@ -320,19 +316,17 @@ class MediaPipeDetector:
         if face is None:
             return None
         region = np.concatenate([face.center - 1.1 * face.side, face.center + 1.1 * face.side])
+        attempts = [(region, "mesh/still")]
         if clip:
-            if self._face_region is None or _iou(self._face_region, region) < 0.6:
-                self._face_region = region
-                if "mesh/clip" in self._used:
-                    self._graphs["mesh/clip"].reset()
-            attempts = [(self._face_region, "mesh/clip"), (region, "mesh/still")]
-        else:
-            attempts = [(region, "mesh/still")]
+            # A wider crop that stays while the face moves in it; when it jumps, the graph finds the face again.
+            if self._face_region is None or _iou(self._face_region, region) < 0.35:
+                self._face_region = np.concatenate([face.center - 1.6 * face.side, face.center + 1.6 * face.side])
+            attempts.insert(0, (self._face_region, "mesh/clip"))
         for factor in (0.8, 1.8):
             half = factor * face.side
             attempts.append((np.concatenate([face.center - half, face.center + half]), "mesh/still"))
         for where, graph in attempts:
-            crop = _crop(image, where, 448, enlarge=True)
+            crop = _crop(image, where, 448 if graph == "mesh/still" else 640, enlarge=True)
             result = self._run(graph, crop.pixels)
             if result.multi_face_landmarks:
                 points, depth = crop.to_image(result.multi_face_landmarks[0].landmark)
@@ -392,7 +386,14 @@ class MediaPipeDetector:
         whole = np.array([0.0, 0.0, width, height])
         size = person.box[2:] - person.box[:2]
         margin = np.maximum(0.2 * size, 0.15 * size.max())
-        region = _clip_box(np.concatenate([person.box[:2] - margin, person.box[2:] + margin]), whole)
+        low, high = person.box[:2] - margin, person.box[2:] + margin
+        if person.face is not None:
+            # Hips, or the whole body, may be hidden from the pose: down to about the knees is the person's.
+            first, last = person.face.points.min(0), person.face.points.max(0)
+            center, side = (first + last) / 2, (last - first).max()
+            low = np.minimum(low, center - (1.8 * side, 1.2 * side))
+            high = np.maximum(high, center + (1.8 * side, 5.0 * side))
+        region = _clip_box(np.concatenate([low, high]), whole)
         if _area(region) > 0.6 * _area(whole):
             region = whole
         x0, y0, x1, y1 = np.round(region).astype(int)

@@ -1,0 +1,270 @@
+"""From pictures and videos to one person's detected points, frame by frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from guava.errors import NoPersonError
+from guava.photo import Photo, VideoReader
+from guava.tracking.detectors.base import Detector, FrameDetections, PersonDetection
+from guava.tracking.sequence import SourceMedia
+from guava.tracking.shots import find_cuts, thumbnail
+
+_SAME_PERSON = 0.30  # largest appearance distance at which two shots show the same person
+_MIN_CONFIDENCE = 0.3
+_LOST = 15  # frames without the person after which the whole frame is searched again
+
+
+@dataclass(frozen=True)
+class DetectedClip:
+    """One person's detections in every frame of a clip; frames are never dropped.
+
+    Attributes:
+        frames: T detections; ``person`` is None where the followed person is absent.
+        shots: (T,) int64, counts up at every cut.
+        fps: Nominal frames a second.
+        timestamps: (T,) float64 seconds from the first frame.
+        frame_indices: (T,) int64 numbers in the file.
+        media: The file.
+        detector: Name of the detector.
+        notes: Sentences: who was followed, where the person is absent, what the file's reader noted.
+    """
+
+    frames: tuple[FrameDetections, ...]
+    shots: np.ndarray
+    fps: float
+    timestamps: np.ndarray
+    frame_indices: np.ndarray
+    media: SourceMedia
+    detector: str
+    notes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def present(self) -> np.ndarray:
+        """(T,) bool: the followed person was found."""
+        return np.array([frame.person is not None for frame in self.frames], dtype=bool)
+
+
+def detect_photo(photo: Photo, detector: Detector) -> FrameDetections:
+    """The largest person of a photo.
+
+    Args:
+        photo: The picture.
+        detector: What finds people; its state is reset.
+
+    Raises:
+        NoPersonError: Nobody is there, or no face can be seen. One line that says what to do.
+    """
+    detector.reset()
+    found = detector.detect(photo.pixels)
+    if found.person is None:
+        raise NoPersonError(
+            f"No person was found in '{photo.name}'.",
+            "Use a sharp picture of one person, face to the camera, head and shoulders or more.",
+        )
+    if found.person.face is None:
+        raise NoPersonError(
+            f"A body but no face was found in '{photo.name}'.",
+            "Use a picture in which the face is visible and turned to the camera.",
+        )
+    return found
+
+
+def photo_notes(photo: Photo, found: FrameDetections) -> tuple[str, ...]:
+    """Sentences about what was detected in a photo and what was not seen."""
+    notes = list(photo.notes)
+    person = found.person
+    if found.people > 1:
+        notes.append(f"{found.people} people are in '{photo.name}'; the largest was used.")
+    if person is None:
+        return tuple(notes)
+    missing = [
+        name
+        for name, points in (("left hand", person.left_hand), ("right hand", person.right_hand))
+        if points is None or points.confidence.max() < _MIN_CONFIDENCE
+    ]
+    if person.body is None:
+        notes.append("Only the face was found; the body and hands are guessed.")
+    elif missing:
+        notes.append(f"Not seen: {' and '.join(missing)} (the pose is guessed there).")
+    return tuple(notes)
+
+
+def detect_video(
+    reader: VideoReader,
+    detector: Detector,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    keep_masks: bool = False,
+) -> DetectedClip:
+    """Follow one person through a clip: the largest of the first shot that shows one.
+
+    Inside a shot the person is followed by position. After a cut the detector starts afresh, and the person it finds
+    counts as the same if face, hair and clothes have similar colours; otherwise the followed person is absent there.
+
+    Args:
+        reader: The video; read twice (once for the cuts).
+        detector: What finds people; its state is reset.
+        progress: Called with (frames done, frames in all).
+        keep_masks: Keep each frame's mask (4 bytes a pixel).
+
+    Raises:
+        NoPersonError: The clip shows nobody, or nobody's face.
+        InputError: The video cannot be read.
+    """
+    shots = find_cuts(thumbnail(frame.pixels) for frame in reader)
+    count = len(shots)
+    frames: list[FrameDetections] = []
+    looks: list[np.ndarray | None] = []
+    times, indices = np.zeros(count), np.zeros(count, dtype=np.int64)
+    box, lost, previous_shot = None, 0, -1
+    reference: list[np.ndarray] = []
+    reference_shot, reference_box = -1, None
+    for t, frame in zip(range(count), reader):
+        if shots[t] != previous_shot or lost >= _LOST:
+            detector.reset()
+            box, lost, previous_shot = None, 0, shots[t]
+        found = detector.detect(frame.pixels, box)
+        look = _appearance(frame.pixels, found.person)
+        if box is None and found.people > 1 and reference and shots[t] != reference_shot:
+            # Somebody larger may have entered with the cut while the followed person stands where they stood.
+            if look is None or _distance(look, reference) > _SAME_PERSON:
+                other = detector.detect(frame.pixels, reference_box)
+                other_look = _appearance(frame.pixels, other.person)
+                if other_look is not None and _distance(other_look, reference) < _SAME_PERSON:
+                    found, look = other, other_look
+        if found.person is not None:
+            box, lost = found.person.box, 0
+        else:
+            lost += 1
+        if look is not None and reference_shot in (-1, shots[t]):
+            reference_shot, reference_box = shots[t], found.person.box
+            reference.append(look)
+        frames.append(found if keep_masks else replace(found, mask=None))
+        looks.append(look)
+        times[t], indices[t] = frame.time, frame.index
+        if progress is not None:
+            progress(t + 1, count)
+    detector.reset()
+    if reference_shot < 0:
+        seen = any(f.person is not None for f in frames)
+        raise NoPersonError(
+            f"{'A body but no face' if seen else 'No person'} was found in '{reader.name}'.",
+            "Use a clip in which one person's face is visible and turned to the camera.",
+        )
+    frames, others = _keep_followed(frames, looks, shots, reference, reference_shot)
+    media = SourceMedia(reader.name, reader.sha256, reader.width, reader.height)
+    notes = (*reader.notes, *_clip_notes(frames, shots, others))
+    return DetectedClip(
+        tuple(frames), shots, reader.fps, times, indices, media, detector.name, notes
+    )
+
+
+def _keep_followed(frames, looks, shots, reference, reference_shot):
+    """Blank the frames of shots that show somebody else. Returns the frames and those shots' numbers."""
+    others = []
+    out = list(frames)
+    for shot in range(int(shots[-1]) + 1):
+        members = np.nonzero(shots == shot)[0]
+        seen = [looks[t] for t in members if looks[t] is not None]
+        found = any(frames[t].person is not None for t in members)
+        if shot == reference_shot or not found:
+            continue
+        # A shot without a single usable face cannot be told to be the same person's.
+        far = np.median([_distance(look, reference) for look in seen]) if seen else np.inf
+        rare = len(seen) < 0.2 * len(members)
+        if far > _SAME_PERSON or rare:
+            others.append(shot)
+            for t in members:
+                out[t] = FrameDetections(None, frames[t].people, None)
+    return out, others
+
+
+def _clip_notes(frames: list[FrameDetections], shots: np.ndarray, others: list[int]) -> list[str]:
+    notes = []
+    cuts = np.nonzero(np.diff(shots))[0] + 1
+    if len(cuts):
+        notes.append(f"{len(cuts)} cut(s), at frame {_listed(cuts)}.")
+    crowd = np.array([frame.people for frame in frames])
+    for first, last in _runs(crowd > 1, shots):
+        if frames[first].person is None and frames[last].person is None:
+            continue
+        # Single frames in which a stray face was counted are not worth a sentence.
+        if last - first >= 2:
+            most = int(crowd[first : last + 1].max())
+            notes.append(f"{most} people in frames {first}-{last}; the same one was followed.")
+    present = np.array([frame.person is not None for frame in frames])
+    for first, last in _runs(~present, shots):
+        span = f"frame {first}" if first == last else f"frames {first}-{last}"
+        why = "somebody else is shown" if shots[first] in others else "not found"
+        notes.append(f"The followed person is absent in {span} ({why}).")
+    return notes
+
+
+def _listed(numbers: np.ndarray) -> str:
+    return ", ".join(str(int(n)) for n in numbers)
+
+
+def _runs(flags: np.ndarray, shots: np.ndarray) -> list[tuple[int, int]]:
+    """First and last index of each run of True that stays in one shot."""
+    runs: list[tuple[int, int]] = []
+    for t in np.nonzero(flags)[0]:
+        if runs and runs[-1][1] == t - 1 and shots[t] == shots[t - 1]:
+            runs[-1] = (runs[-1][0], int(t))
+        else:
+            runs.append((int(t), int(t)))
+    return runs
+
+
+def _appearance(image: np.ndarray, person: PersonDetection | None) -> np.ndarray | None:
+    """Colours of face, hair and clothes relative to the face's brightness, (3, 24); None without a face."""
+    if person is None or person.face is None or person.face.confidence.max() < _MIN_CONFIDENCE:
+        return None
+    low, high = person.face.points.min(0), person.face.points.max(0)
+    center, side = (low + high) / 2, max((high - low).max(), 2.0)
+    regions = (
+        (center - 0.30 * side, center + 0.30 * side),
+        (center - (0.45 * side, 0.85 * side), center + (0.45 * side, -0.50 * side)),
+        (center + (-0.8 * side, 0.9 * side), center + (0.8 * side, 1.9 * side)),
+    )
+    parts = []
+    for first, last in regions:
+        x0, y0 = np.maximum(np.floor(first), 0).astype(int)
+        x1, y1 = np.maximum(np.ceil(last), 0).astype(int)
+        parts.append(image[y0:y1:2, x0:x1:2].reshape(-1, 3).astype(np.float64) + 4.0)
+    if len(parts[0]) < 8:
+        return None
+    light = np.median(parts[0].sum(1))
+    rows = []
+    for part in parts:
+        if len(part) < 8:
+            rows.append(np.full(24, np.nan))
+            continue
+        total = part.sum(1)
+        values = (
+            np.log2(total / light) / 5.0 + 0.7,  # about 3.5 stops darker to 1.5 brighter than the face
+            part[:, 0] / total / 0.6 - 0.1,
+            part[:, 2] / total / 0.6 - 0.1,
+        )
+        rows.append(np.concatenate([_soft_histogram(v) for v in values]))
+    return np.stack(rows)
+
+
+def _soft_histogram(values: np.ndarray, bins: int = 8) -> np.ndarray:
+    values = np.clip(values, 0, 1) * (bins - 1)
+    low = np.minimum(values.astype(int), bins - 2)
+    part = values - low
+    counts = np.bincount(low, 1 - part, minlength=bins) + np.bincount(low + 1, part, minlength=bins)
+    return counts / len(values)
+
+
+def _distance(look: np.ndarray, reference: list[np.ndarray]) -> float:
+    """0 for equal appearance, 1 for unrelated; against the nearest of the reference's."""
+    distances = [np.nanmean(np.abs(look - other).sum(1) / 6.0) for other in reference[:: 1 + len(reference) // 32]]
+    return float(min(distances))
