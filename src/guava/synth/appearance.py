@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 
 from guava.synth.surface import EYE_PARTS, Surface
 
-PAINT_PIXEL = 0.00025
+PAINT_PIXEL = 0.0003
 """Size of one pixel of the face paint, metres."""
 PAINT_CHANNELS = ("lips", "brow", "lash", "lid", "dark", "blush", "beard", "crease")
 
@@ -273,7 +273,8 @@ def _paint_face(
     image, draw = canvas()
     for a, b in ((98, 97), (327, 326)):
         c = px(points[a] * 0.35 + points[b] * 0.65 + [0, 0.0022])
-        draw.ellipse([c[0] - 13, c[1] - 7, c[0] + 13, c[1] + 7], fill=255)
+        w, h = 0.0032 / PAINT_PIXEL, 0.0017 / PAINT_PIXEL
+        draw.ellipse([c[0] - w, c[1] - h, c[0] + w, c[1] + h], fill=255)
     layers["dark"] = done(image, 0.0008)
 
     image, draw = canvas()

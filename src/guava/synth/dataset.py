@@ -67,7 +67,9 @@ def accuracy_set(
         people: Number of distinct people, taken in turn; ``count`` if None.
     """
     for i in range(count):
-        yield accuracy_sample(seed + i, template, size=size, index=i, person_seed=seed + i % (people or count))
+        yield accuracy_sample(
+            seed + i, template, size=size, index=i, person_seed=seed + i % (people or count)
+        )
 
 
 def accuracy_sample(

@@ -176,32 +176,25 @@ def _clip(faces: np.ndarray, field: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     """Cut triangles along ``field = 0`` and keep the positive side: vertex pairs, weights, faces."""
     inside = field > 0
     count = inside[faces].sum(1)
-    pairs: list[tuple[int, int]] = []
-    index: dict[tuple[int, int], int] = {}
+    whole = faces[count == 3]
+    # Turn every cut face so that its odd corner comes first.
+    tips, stumps = faces[count == 1], faces[count == 2]
+    tips = np.take_along_axis(tips, (inside[tips].argmax(1)[:, None] + np.arange(3)) % 3, 1)
+    stumps = np.take_along_axis(stumps, ((~inside[stumps]).argmax(1)[:, None] + np.arange(3)) % 3, 1)
 
-    def vertex(i: int, j: int) -> int:
-        key = (min(i, j), max(i, j))
-        if key not in index:
-            index[key] = len(pairs)
-            pairs.append(key)
-        return index[key]
+    def edge(i: np.ndarray, j: np.ndarray) -> np.ndarray:
+        return np.minimum(i, j) * len(field) + np.maximum(i, j)
 
-    out = []
-    for face, inner in zip(faces.tolist(), count, strict=True):
-        if inner == 0:
-            continue
-        polygon = []
-        for k in range(3):
-            i, j = face[k], face[(k + 1) % 3]
-            if inside[i]:
-                polygon.append(vertex(i, i))
-            if inside[i] != inside[j]:
-                polygon.append(vertex(i, j))
-        out.extend([polygon[0], polygon[k], polygon[k + 1]] for k in range(1, len(polygon) - 1))
-    pair_array = np.array(pairs)
-    fi, fj = field[pair_array[:, 0]], field[pair_array[:, 1]]
-    t = np.where(pair_array[:, 0] == pair_array[:, 1], 0.0, fi / np.where(fi == fj, 1, fi - fj))
-    return pair_array, t, np.array(out, np.int32)
+    a, b, c = tips.T
+    keys = [np.stack([edge(v, v) for v in whole.T], 1), np.stack([edge(a, a), edge(a, b), edge(c, a)], 1)]
+    a, b, c = stumps.T
+    keys.append(np.stack([edge(a, b), edge(b, b), edge(c, c)], 1))
+    keys.append(np.stack([edge(a, b), edge(c, c), edge(c, a)], 1))
+    unique, index = np.unique(np.concatenate(keys), return_inverse=True)
+    pairs = np.stack([unique // len(field), unique % len(field)], 1)
+    fi, fj = field[pairs[:, 0]], field[pairs[:, 1]]
+    t = np.where(pairs[:, 0] == pairs[:, 1], 0.0, fi / np.where(fi == fj, 1, fi - fj))
+    return pairs, t, index.reshape(-1, 3).astype(np.int32)
 
 
 __all__ = ["Garment", "GarmentStyle", "build_garment", "sample_garment_style"]

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from guava.body import Identity, Template
+from guava.body import EHM, Identity, Pose, Template
+from guava.rendering.mesh import vertex_normals
 from guava.synth.appearance import Appearance, sample_appearance, sample_cloth
+from guava.synth.hair import HAIR_LENGTHS, Hair, grow_hair
 from guava.synth.outfit import Garment, build_garment, sample_garment_style
 from guava.synth.surface import surface_of
 
@@ -31,7 +33,7 @@ class SyntheticPerson:
     identity: Identity
     appearance: Appearance
     garment: Garment | None
-    hair: None = None
+    hair: Hair | None = None
 
 
 def sample_identity(rng: np.random.Generator, template: Template) -> Identity:
@@ -56,21 +58,42 @@ def sample_person(seed: int, template: Template) -> SyntheticPerson:
     rng = np.random.default_rng([seed, 101])
     surface = surface_of(template)
     identity = sample_identity(rng, template)
-    appearance = sample_appearance(rng, surface, feminine=float(rng.random()))
+    feminine = float(rng.random())
+    appearance = sample_appearance(rng, surface, feminine=feminine)
     garment = build_garment(surface, sample_garment_style(rng))
-    return SyntheticPerson(seed, template.hash, identity, appearance, garment)
+    hair = None
+    if appearance.cover and rng.random() < 0.8:
+        odds = np.array([1.15 - feminine, 0.7 * feminine, feminine, 0.2, 0.4 * feminine])
+        hair = _grow(
+            rng, template, identity, appearance, str(rng.choice(HAIR_LENGTHS, p=odds / odds.sum())), 0.012
+        )
+    return SyntheticPerson(seed, template.hash, identity, appearance, garment, hair)
 
 
-def dress(person: SyntheticPerson, template: Template, *, seed: int | None = None) -> SyntheticPerson:
-    """The same person in loose clothes that leave the body by centimetres.
+def _grow(rng, template, identity, appearance, style, clearance) -> Hair:
+    surface = surface_of(template)
+    with torch.no_grad():
+        rest = EHM(template).rest(identity, Pose.rest(template))[0][0]
+    normals = vertex_normals(rest, template.faces).numpy()
+    return grow_hair(rng, surface, rest.numpy(), normals, appearance.hairline, style, clearance)
+
+
+def dress(
+    person: SyntheticPerson, template: Template, *, seed: int | None = None, hair: str | None = None
+) -> SyntheticPerson:
+    """The same person with a full head of hair and in loose clothes that leave the body by centimetres.
 
     Args:
         person: Whom to dress.
         template: Theirs.
         seed: Of the outfit; the person's own if None.
+        hair: One of ``HAIR_LENGTHS``; drawn if None.
     """
     rng = np.random.default_rng([person.seed if seed is None else seed, 202])
     surface = surface_of(template)
     garment = build_garment(surface, sample_garment_style(rng, loose=True))
     shirt = sample_cloth(rng, person.appearance.skin)
-    return replace(person, garment=garment, appearance=replace(person.appearance, shirt=shirt))
+    appearance = replace(person.appearance, shirt=shirt, cover=1.0)
+    style = hair or str(rng.choice(HAIR_LENGTHS))
+    locks = _grow(rng, template, person.identity, appearance, style, 0.03)
+    return replace(person, garment=garment, appearance=appearance, hair=locks)

@@ -209,7 +209,7 @@ def _pose_arm(rng, template, side, raised, memory, put) -> None:
     shoulder, elbow, wrist = (
         rest[template.joint(f"{side}_{n}")].astype(float) for n in ("shoulder", "elbow", "wrist")
     )
-    collar = Rotation.from_euler("YXZ", np.radians([0, 0, sign * rng.normal(-3 if not raised else 2, 2.5)]))
+    collar = Rotation.from_euler("YXZ", np.radians([0, 0, sign * rng.normal(-13 if not raised else -8, 2.5)]))
     put(f"{side}_collar", collar)
     upper, lower = np.linalg.norm(elbow - shoulder), np.linalg.norm(wrist - elbow)
     if raised:

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
-from guava.body import EHM, Identity, Pose, Template
+from guava.body import EHM, EHMOutput, Identity, Pose, Template
 from guava.camera import Camera
 from guava.rendering.mesh import rasterize_mesh, vertex_normals
+from guava.rendering.threads import KERNEL_LOCK
 from guava.synth import shading
 from guava.synth.appearance import PAINT_PIXEL
 from guava.synth.person import SyntheticPerson
@@ -105,8 +106,8 @@ def sample_light(rng: np.random.Generator) -> Light:
         [np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)]
     )
     warmth = rng.normal(0, 0.06)
-    key = rng.uniform(0.55, 1.0)
-    fill = rng.uniform(0.35, 0.65)
+    key = rng.uniform(0.5, 0.9)
+    fill = rng.uniform(0.42, 0.75)
     tint = rng.normal(0, 0.04)
     return Light(
         direction,
@@ -119,13 +120,13 @@ def sample_light(rng: np.random.Generator) -> Light:
 def sample_background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """(height, width, 3) float32 sRGB: plain walls, gradients, and out-of-focus rooms."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32) / max(height, width)
-    base = np.clip(rng.uniform(0.12, 0.92) + rng.normal(0, 0.06, 3), 0, 1)
+    base = np.clip(rng.uniform(0.15, 0.95) + rng.normal(0, 0.04, 3), 0, 1)
     out = np.broadcast_to(base, (height, width, 3)).astype(np.float32).copy()
     angle, drop = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.35)
     out += (((x - 0.5) * np.cos(angle) + (y - 0.5) * np.sin(angle)) * drop)[..., None]
     if rng.random() < 0.6:
         for _ in range(int(rng.integers(2, 9))):
-            color = np.clip(base + rng.normal(0, 0.22, 3), 0, 1)
+            color = np.clip(base + rng.normal(0, 0.14) + rng.normal(0, 0.09, 3), 0, 1)
             cx, cy, w, h = (
                 rng.uniform(0, 1),
                 rng.uniform(0, 1),
@@ -210,8 +211,9 @@ class _Scene:
     part_ids: np.ndarray
 
 
-def _scene(person: SyntheticPerson, vertices: torch.Tensor, template: Template, surface: Surface) -> _Scene:
+def _scene(person: SyntheticPerson, output: EHMOutput, template: Template, surface: Surface) -> _Scene:
     """The body and what is worn, concatenated."""
+    vertices = output.vertices[0]
     normals = vertex_normals(vertices, template.faces).numpy()
     body = vertices.numpy()
     materials = np.array([_MATERIALS[n] for n in template.part_names], np.int32)[surface.parts]
@@ -223,7 +225,7 @@ def _scene(person: SyntheticPerson, vertices: torch.Tensor, template: Template, 
             normals,
             surface.vertices,
             surface.normals[:, 2],
-            np.zeros((len(body), 2), np.float32),
+            np.zeros((len(body), 3), np.float32),
             materials[keep],
             surface.parts[keep],
         )
@@ -240,9 +242,26 @@ def _scene(person: SyntheticPerson, vertices: torch.Tensor, template: Template, 
                 n,
                 garment.canonical,
                 np.zeros(len(v), np.float32),
-                np.zeros((len(v), 2), np.float32),
+                np.zeros((len(v), 3), np.float32),
                 np.full(count, shading.SHIRT, np.int32),
                 np.full(count, GARMENT_PART, np.int32),
+            )
+        )
+    if person.hair is not None:
+        hair = person.hair
+        joints = output.joint_transforms[0].numpy()
+        v, n = hair.pose(joints[template.joint("head")], joints[template.joint("spine3")])
+        count = len(hair.faces)
+        layers.append(
+            (
+                v,
+                hair.faces,
+                n,
+                hair.vertices,
+                np.zeros(len(v), np.float32),
+                hair.extra,
+                np.full(count, shading.HAIR, np.int32),
+                np.full(count, HAIR_PART, np.int32),
             )
         )
     start = np.cumsum([0] + [len(layer[0]) for layer in layers[:-1]])
@@ -287,7 +306,7 @@ def render_person(
     with torch.no_grad():
         output = _model(template)(person.identity, pose)
     body = output.vertices[0]
-    scene = _scene(person, body, template, surface)
+    scene = _scene(person, output, template, surface)
     large = camera.resized(camera.width * supersample, camera.height * supersample)
     fragments = rasterize_mesh(torch.from_numpy(scene.vertices), torch.from_numpy(scene.faces).long(), large)
     radiance, covered = _shade(person, surface, scene, fragments, large, light)
@@ -406,39 +425,40 @@ def _shade(person, surface, scene, fragments, camera, light) -> tuple[np.ndarray
     cloth_colors = linear(np.stack([look.shirt.colors, look.trousers.colors]))
     cloth_scalars = np.array([[c.scale, c.weave, c.seed, c.pattern] for c in (look.shirt, look.trousers)])
     bary = fragments.barycentrics.numpy()
-    shading.shade_pixels(
-        ids,
-        bary,
-        scene.faces,
-        scene.materials,
-        scene.normals,
-        scene.canonical,
-        scene.frontness,
-        scene.extra,
-        shading._NOISE,
-        look.noise_offset,
-        linear(look.skin),
-        linear(look.lips),
-        linear(look.brow),
-        linear(look.hair),
-        linear(look.iris),
-        linear(look.sclera),
-        linear(look.nail),
-        scalars,
-        cloth_colors,
-        cloth_scalars,
-        look.paint,
-        look.paint_origin,
-        PAINT_PIXEL,
-        surface.eye_centers.astype(float),
-        surface.eye_axes.astype(float),
-        surface.nails.reshape(10, 4, 3).astype(float),
-        _knuckles(surface),
-        np.array([eyes[1], surface.landmarks[13, 2]]),
-        albedo,
-        normal,
-        gloss,
-    )
+    with KERNEL_LOCK:
+        shading.shade_pixels(
+            ids,
+            bary,
+            scene.faces,
+            scene.materials,
+            scene.normals,
+            scene.canonical,
+            scene.frontness,
+            scene.extra,
+            shading._NOISE,
+            look.noise_offset,
+            linear(look.skin),
+            linear(look.lips),
+            linear(look.brow),
+            linear(look.hair),
+            linear(look.iris),
+            linear(look.sclera),
+            linear(look.nail),
+            scalars,
+            cloth_colors,
+            cloth_scalars,
+            look.paint,
+            look.paint_origin,
+            PAINT_PIXEL,
+            surface.eye_centers.astype(float),
+            surface.eye_axes.astype(float),
+            surface.nails.reshape(10, 4, 3).astype(float),
+            _knuckles(surface),
+            np.array([eyes[1], surface.landmarks[13, 2]]),
+            albedo,
+            normal,
+            gloss,
+        )
     covered = ids >= 0
     depth = np.where(covered, fragments.depth.numpy(), 0)
     occlusion = _occlusion(depth, covered, float(camera.intrinsics[0, 0]))
@@ -451,24 +471,25 @@ def _shade(person, surface, scene, fragments, camera, light) -> tuple[np.ndarray
     to_view = np.diag([1.0, -1.0, -1.0]) @ w2c[:3, :3]
     shadow, matrix = _shadow_map(scene, light.direction)
     out = np.zeros((*shape, 3), np.float32)
-    shading.light_pixels(
-        ids,
-        scene.materials,
-        albedo,
-        (normal @ to_view.T).astype(np.float32),
-        gloss,
-        occlusion,
-        points,
-        to_view @ light.direction,
-        light.color,
-        light.sky,
-        light.ground,
-        shadow,
-        matrix,
-        0.006,
-        np.array([0.42, 0.2, 0.14]),
-        out,
-    )
+    with KERNEL_LOCK:
+        shading.light_pixels(
+            ids,
+            scene.materials,
+            albedo,
+            (normal @ to_view.T).astype(np.float32),
+            gloss,
+            occlusion,
+            points,
+            to_view @ light.direction,
+            light.color,
+            light.sky,
+            light.ground,
+            shadow,
+            matrix,
+            0.006,
+            np.array([0.42, 0.2, 0.14]),
+            out,
+        )
     return out, covered
 
 
@@ -500,19 +521,21 @@ _HAND_JOINTS = tuple(
 
 def _occlusion(depth: np.ndarray, covered: np.ndarray, focal: float) -> np.ndarray:
     """Ambient light that reaches each pixel, [0, 1]: less where the neighbourhood is nearer."""
-    out = np.ones(depth.shape, np.float32)
     if not covered.any():
-        return out
+        return np.ones(depth.shape, np.float32)
+    rows, columns = depth.shape
     scale = focal / float(np.median(depth[covered]))  # pixels per metre
     weight = covered.astype(np.float32)
-    for radius, strength in ((0.004, 70.0), (0.015, 16.0)):
-        sigma = max(0.7, radius * scale)
-        total = gaussian_filter(weight, sigma, truncate=2.0)
-        mean = gaussian_filter((depth * weight).astype(np.float32), sigma, truncate=2.0) / np.maximum(
-            total, 1e-4
+    log = np.zeros(depth.shape, np.float32)
+    for radius, strength, stride in ((0.004, 70.0, 1), (0.015, 16.0, 2)):
+        near, known = (depth * weight)[::stride, ::stride].astype(np.float32), weight[::stride, ::stride]
+        sigma = max(0.7, radius * scale / stride)
+        mean = gaussian_filter(near, sigma, truncate=2.0) / np.maximum(
+            gaussian_filter(known, sigma, truncate=2.0), 1e-4
         )
-        behind = np.clip(depth - mean, 0, 0.03)
-        out *= np.exp(-strength * behind)
+        mean = mean.repeat(stride, 0).repeat(stride, 1)[:rows, :columns]
+        log -= strength * np.clip(depth - mean, 0, 0.03)
+    out = np.exp(log)
     return np.maximum(out, 0.12)
 
 

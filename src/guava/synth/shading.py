@@ -85,9 +85,8 @@ def shade_pixels(
 ):
     """Fill ``albedo`` (H, W, 3) linear, ``normal_out`` (H, W, 3) and ``gloss`` (H, W, 2: strength, exponent).
 
-    All colours are linear. ``scalars``: cover, hairline, freckles, mottle, gloss, mid-eye y and z, waist y, iris
-    angle.
-    ``knuckles``: (K, 7) canonical joint, direction, strength. ``extra``: (V, 2) hair: position along, shade.
+    All colours are linear. ``scalars``: cover, hairline, freckles, mottle, gloss, mid-eye y and z, waist y, iris angle.
+    ``knuckles``: (K, 7) canonical joint, direction, strength. ``extra``: (V, 3) see ``Hair.extra``.
     """
     height, width = face_ids.shape
     for y in numba.prange(height):
@@ -96,7 +95,7 @@ def shade_pixels(
             if f < 0:
                 continue
             material = materials[f]
-            px = py = pz = nx = ny = nz = front = e0 = e1 = 0.0
+            px = py = pz = nx = ny = nz = front = e0 = e1 = e2 = 0.0
             for k in range(3):
                 w, v = bary[y, x, k], faces[f, k]
                 px += w * canonical[v, 0]
@@ -108,6 +107,7 @@ def shade_pixels(
                 front += w * frontness[v]
                 e0 += w * extra[v, 0]
                 e1 += w * extra[v, 1]
+                e2 += w * extra[v, 2]
             ox, oy, oz = px + offset[0], py + offset[1], pz + offset[2]
             r = g = b = 0.5
             shine, exponent = 0.03, 12.0
@@ -284,8 +284,9 @@ def shade_pixels(
                     cloth_scalars[c, 2],
                     int(cloth_scalars[c, 3]),
                 )
-                sleeve = _smooth(0.18, 0.22, abs(px))
-                along = py * (1 - sleeve) + abs(px) * sleeve
+                sleeve = _smooth(0.15, 0.26, abs(px))
+                # Sleeve stripes go on where the trunk's end.
+                along = py * (1 - sleeve) + (0.70 - abs(px)) * sleeve
                 across = px * (1 - sleeve) + pz * sleeve
                 m = 0.0
                 if pattern == 1:
@@ -310,9 +311,9 @@ def shade_pixels(
                 shine, exponent = 0.012, 6.0
                 bump = 0.12
             elif material == HAIR:
-                strand = _noise(table, e1 * 40 + offset[0], e1 * 13, e0 * 2.0)
-                fine = _noise(table, ox * 1100, oy * 60, oz * 1100)
-                tone = (0.78 + 0.35 * e1) * (1 + 0.25 * strand + 0.3 * fine) * (0.72 + 0.4 * e0)
+                strand = _noise(table, e2 * 900 + e1 * 40, e1 * 13, e0 * 1.5)
+                fine = _noise(table, e2 * 3200 + e1 * 90, e1 * 31 + offset[0], e0 * 2.5)
+                tone = (0.75 + 0.4 * e1) * (1 + 0.22 * strand + 0.3 * fine) * (0.7 + 0.45 * e0)
                 r, g, b = hair[0] * tone, hair[1] * tone, hair[2] * tone
                 shine, exponent = 0.06, 10.0
                 bump = 0.25
