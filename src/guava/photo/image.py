@@ -72,8 +72,8 @@ class Photo:
 def load_photo(path: str | os.PathLike, max_side: int = MAX_SIDE) -> Photo:
     """Read a picture of any common kind.
 
-    EXIF orientation and ICC profiles are applied; CMYK, 16-bit, grey and palette pictures become 8-bit RGB; of
-    an animation the first frame is taken. Everything that changes what the user sees is noted.
+    EXIF orientation and ICC profiles are applied; CMYK, 16-bit, grey and palette pictures become 8-bit RGB;
+    of an animation the first frame is taken. Everything that changes what the user sees is noted.
 
     Args:
         path: The file.
@@ -328,7 +328,8 @@ def resize_area(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return np.asarray(scale(Image.fromarray(np.ascontiguousarray(image))))
     planes = image[..., None] if image.ndim == 2 else image
     channels = [planes[..., c].astype(np.float32) for c in range(planes.shape[2])]
-    out = np.stack([np.asarray(scale(Image.fromarray(c))) for c in channels], axis=-1).reshape(size[1], size[0], *image.shape[2:])
+    out = np.stack([np.asarray(scale(Image.fromarray(c))) for c in channels], axis=-1)
+    out = out.reshape(size[1], size[0], *image.shape[2:])
     return np.clip(out + 0.5, 0, 255).astype(np.uint8) if image.dtype == np.uint8 else out
 
 

@@ -19,7 +19,7 @@ from guava.photo.image import MIN_SIDE, file_digest
 MAX_VIDEO_SIDE = 1920
 """Longer frames are reduced to this side while reading."""
 
-_BT709 = 1  # in all four fields of ITU-T H.273 that matter here: primaries, transfer, matrix; and "limited" range
+_BT709 = 1  # as ITU-T H.273 numbers primaries, transfer and matrix
 _TURNS = {90: 1, 180: 2, 270: 3}
 
 
@@ -79,12 +79,13 @@ class VideoReader:
                 self._stated = max(0, round(seconds * self.fps))
             first = self._first(container)
             turned = _rotation(first, stream) in (90, 270)
-            width, height = _display_size(first, max_side)
+            width, height = _display_size(first, stream.sample_aspect_ratio, max_side)
         self._size = width, height
         self.width, self.height = (height, width) if turned else (width, height)
         if min(width, height) < MIN_SIDE:
             raise InputError(
-                f"The frames of '{path}' have only {width}x{height} pixels; at least {MIN_SIDE} on each side are needed."
+                f"The frames of '{path}' have only {width}x{height} pixels; at least {MIN_SIDE} are needed.",
+                "Use a video in which the person can be seen.",
             )
         if max(first.width, first.height) > max_side:
             self._note(f"The frames of '{self.name}' were reduced to {self.width}x{self.height}.")
@@ -195,10 +196,9 @@ def _rotation(frame: av.VideoFrame, stream) -> int:
     return round(angle / 90) * 90 % 360
 
 
-def _display_size(frame: av.VideoFrame, max_side: int) -> tuple[int, int]:
+def _display_size(frame: av.VideoFrame, aspect: Fraction | None, max_side: int) -> tuple[int, int]:
     """Width and height in square pixels, before rotation, at most ``max_side``."""
     width, height = float(frame.width), float(frame.height)
-    aspect = getattr(frame, "sample_aspect_ratio", None)
     if aspect and aspect > 0:
         width *= float(aspect)
     scale = min(1.0, max_side / max(width, height, 1.0))
@@ -237,9 +237,9 @@ class _RecordingFile:
 class VideoWriter:
     """Writes an H.264 video that browsers and editors show in the right colours. Use it as a context manager.
 
-    The file appears under its name only when the block ends without an error; otherwise nothing is left behind.
-    Odd sizes are padded to even ones by repeating the last row or column (4:2:0 needs even sizes). All four colour
-    fields are tagged BT.709: players guess where one is missing.
+    The file appears under its name only when the block ends without an error; otherwise nothing is left
+    behind. Odd sizes are padded to even ones by repeating the last row or column (4:2:0 needs even sizes).
+    All four colour fields are tagged BT.709: players guess where one is missing.
 
     Args:
         path: .mp4, .mov or .mkv.
@@ -288,7 +288,7 @@ class VideoWriter:
         if codec not in av.codecs_available:
             codec, options = "mpeg4", {"qscale": "3"}
             self.notes = (
-                "This PyAV has no H.264 encoder (libx264); MPEG-4 Part 2 was written, which browsers do not play.",
+                "This PyAV has no H.264 encoder (libx264); MPEG-4 Part 2 was written; few browsers play it.",
             )
         rate = Fraction(self._fps).limit_denominator(100_000)
         stream = self._container.add_stream(codec, rate=rate, options=options)
@@ -308,7 +308,7 @@ class VideoWriter:
         if self._container is None:
             raise ValueError("VideoWriter must be used in a 'with' block")
         if pixels.shape != (self._size[1], self._size[0], 3):
-            raise ValueError(f"frame of shape {pixels.shape} in a video of {self._size[0]}x{self._size[1]} pixels")
+            raise ValueError(f"frame of shape {pixels.shape} in a video of {self._size} pixels")
         if pixels.dtype != np.uint8:
             pixels = np.clip(pixels * 255.0 + 0.5, 0, 255).astype(np.uint8)
         height, width = pixels.shape[:2]

@@ -24,10 +24,10 @@ def thumbnail(frame: np.ndarray) -> np.ndarray:
 def find_cuts(frames: Iterable[np.ndarray]) -> np.ndarray:
     """Number the shots of a clip.
 
-    Two frames differ by the mean of their colour-histogram distance, which ignores motion, and of their structure's
-    correlation, which ignores brightness. A cut must stand out from the differences around it, which fast motion
-    does not, and what comes after it must stay different from what was before, which flashes do not. Dissolves are
-    not found.
+    Two frames differ by the mean of their colour-histogram distance, which ignores motion, and of their
+    structure's correlation, which ignores brightness. A cut must stand out from the differences around it,
+    which fast motion does not, and what comes after it must stay different from what was before, which
+    flashes do not. Dissolves are not found.
 
     Args:
         frames: (H, W, 3) uint8 RGB each, in order; thumbnails (:func:`thumbnail`) are fine.
@@ -62,7 +62,7 @@ def find_cuts(frames: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def _features(small: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Histograms of the three channels, slightly blurred (3 * bins,), and grey structure (zero mean, unit norm)."""
+    """Soft histograms of the three channels (3 * bins,) and blurred grey structure, zero mean, unit norm."""
     histograms = []
     for channel in range(3):
         values = small[..., channel].ravel().astype(np.float64) * ((_BINS - 1) / 255.0)

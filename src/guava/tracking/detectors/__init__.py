@@ -72,7 +72,9 @@ def available_detectors() -> list[DetectorInfo]:
     except GuavaError as error:
         found.append(DetectorInfo("mediapipe", False, str(error)))
     if importlib.util.find_spec("onnxruntime") is None:
-        reason = "The package 'onnxruntime' is not installed. Install it with: pip install \"guava-avatar[onnx]\""
+        reason = (
+            "The package 'onnxruntime' is not installed. Install it with: pip install \"guava-avatar[onnx]\""
+        )
         found.append(DetectorInfo("simcc", False, reason))
     else:
         reason = "point it to a COCO-WholeBody SimCC ONNX model (DWPose, RTMW)"

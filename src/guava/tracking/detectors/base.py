@@ -13,11 +13,13 @@ class PointSet:
     """Points of one kind on one person, in image pixels (x right, y down).
 
     Attributes:
-        layout: Which points these are: "mediapipe478", "ibug68", "mediapipe33", "coco17", "openpose18" or "hand21".
+        layout: Which points these are: "mediapipe478", "ibug68", "mediapipe33", "coco17", "openpose18" or
+            "hand21".
         points: (K, 2) float64.
         confidence: (K,) float64 in [0, 1]; 0 means absent.
-        depth: (K,) float64 relative depth in image pixels, larger is farther; None if the detector gives none.
-        world: (K, 3) float64 metres relative to the set's root, camera axes (x right, y down, z away); or None.
+        depth: (K,) float64 relative depth in image pixels, larger is farther; None if the detector gives
+            none.
+        world: (K, 3) float64 metres from the set's root, camera axes (x right, y down, z away); or None.
     """
 
     layout: str
@@ -63,8 +65,8 @@ class FrameDetections:
 class Detector(Protocol):
     """Finds a person's points in a picture.
 
-    Implementations are chosen by name (:func:`guava.tracking.detectors.create_detector`) and may keep state between
-    the frames of a clip; ``reset`` forgets it.
+    Implementations are chosen by name (:func:`guava.tracking.detectors.create_detector`) and may keep state
+    between the frames of a clip; ``reset`` forgets it.
     """
 
     name: str

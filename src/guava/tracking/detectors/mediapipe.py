@@ -1,7 +1,7 @@
 """MediaPipe 0.10.21, the last release whose wheel carries its models; nothing is ever downloaded.
 
-The solutions are run on crops round one person, then face mesh and hands once more on enlarged crops, since each of
-them shrinks its input to about 200 pixels before it looks for anything.
+The solutions are run on crops round one person, then face mesh and hands once more on enlarged crops, since
+each of them shrinks its input to about 200 pixels before it looks for anything.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ _KNUCKLES = ((17, 19), (18, 20))  # pinky and index finger, left then right
 _FACE_SCORE = 0.5
 _POSE_ALONE_SCORE = 0.6  # a body without any face must be surer, or coats on hangers become people
 _WRIST_LIMIT = 0.45  # of the body scale; a hand farther from the pose's wrist belongs to somebody else
-_OUTSIDE = 0.25  # factor on the confidence of body points that lie outside the picture (they are extrapolated)
+_OUTSIDE = (
+    0.25  # factor on the confidence of body points that lie outside the picture (they are extrapolated)
+)
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,16 @@ class _Body:
 class MediaPipeDetector:
     """Face mesh with irises (478), pose (33), both hands (21 each) and a person mask.
 
-    Photos are looked at with the still-image graphs. Once ``detect`` is called with ``near``, the frames are taken
-    for a clip: the tracking graphs, which derive each region from the previous frame's points and so jitter less,
+    Photos are looked at with the still-image graphs. Once ``detect`` is called with ``near``, the frames are
+    taken
+    for a clip: the tracking graphs, which derive each region from the previous frame's points and so jitter
+        less,
     take over until ``reset``.
 
-    Confidences: body points carry MediaPipe's visibility, times 0.25 outside the picture; face points the score of
-    the face, less on the side that is turned away; hand points the certainty of the hand; 0 outside the picture.
+    Confidences: body points carry MediaPipe's visibility, times 0.25 outside the picture; face points the
+        score of
+    the face, less on the side that is turned away; hand points the certainty of the hand; 0 outside the
+    picture.
 
     Args:
         mask: Whether to segment the person.
@@ -150,8 +156,8 @@ class MediaPipeDetector:
 
     def _run(self, key: str, image: np.ndarray):
         """Run a solution by key; "/clip" graphs keep state between frames."""
-        # Graphs write to the C-level stderr whenever they start, from threads of their own; only "process" waits
-        # for those, so restarting belongs in here too.
+        # Graphs write to the C-level stderr whenever they start, from threads of their own; only "process"
+        # waits for those, so restarting belongs in here too.
         with _quiet_stderr():
             if key not in self._graphs:
                 self._graphs[key] = self._build(key)
@@ -171,7 +177,10 @@ class MediaPipeDetector:
         if kind == "holistic":
             # model_complexity=2 would download a model.
             return s.holistic.Holistic(
-                static_image_mode=still, model_complexity=1, smooth_landmarks=False, refine_face_landmarks=True
+                static_image_mode=still,
+                model_complexity=1,
+                smooth_landmarks=False,
+                refine_face_landmarks=True,
             )
         if kind == "mesh":
             return s.face_mesh.FaceMesh(
@@ -229,7 +238,9 @@ class MediaPipeDetector:
             close = np.linalg.norm(face.center - before.center) < before.side
             return face if close and 0.5 < face.side / before.side < 2.0 else None
         margin = 0.1 * (near[2:] - near[:2])
-        inside = [f for f in faces if np.all(f.center > near[:2] - margin) and np.all(f.center < near[2:] + margin)]
+        inside = [
+            f for f in faces if np.all(f.center > near[:2] - margin) and np.all(f.center < near[2:] + margin)
+        ]
         return max(inside, key=lambda f: f.side) if inside else None
 
     # Body
@@ -248,7 +259,8 @@ class MediaPipeDetector:
         if not others and _area(wanted) > 0.45 * _area(whole):
             wanted = whole
         if clip:
-            # The tracking graph remembers positions in the crop, so the crop stays where it is while it still fits.
+            # The tracking graph remembers positions in the crop, so the crop stays where it is while it
+            # still fits.
             if self._region is None or _iou(self._region, wanted) < 0.6:
                 if self._region is not None:
                     self._stale.add("holistic/clip")
@@ -318,9 +330,12 @@ class MediaPipeDetector:
         region = np.concatenate([face.center - 1.1 * face.side, face.center + 1.1 * face.side])
         attempts = [(region, "mesh/still")]
         if clip:
-            # A wider crop that stays while the face moves in it; when it jumps, the graph finds the face again.
+            # A wider crop that stays while the face moves in it; when it jumps, the graph finds the face
+            # again.
             if self._face_region is None or _iou(self._face_region, region) < 0.35:
-                self._face_region = np.concatenate([face.center - 1.6 * face.side, face.center + 1.6 * face.side])
+                self._face_region = np.concatenate(
+                    [face.center - 1.6 * face.side, face.center + 1.6 * face.side]
+                )
             attempts.insert(0, (self._face_region, "mesh/clip"))
         for factor in (0.8, 1.8):
             half = factor * face.side
@@ -360,7 +375,10 @@ class MediaPipeDetector:
             for half in (0.65, 0.45, 0.95):
                 found = self._hands_in(image, np.concatenate([center - half * scale, center + half * scale]))
                 candidates += found
-                if any(np.linalg.norm(h.points[0] - wrist) < _WRIST_LIMIT * scale and h.side == side for h in found):
+                if any(
+                    np.linalg.norm(h.points[0] - wrist) < _WRIST_LIMIT * scale and h.side == side
+                    for h in found
+                ):
                     break
                 if clip:
                     break
@@ -473,7 +491,7 @@ def _quiet_stderr():
 
 
 def _crop(image: np.ndarray, region: np.ndarray, longest: int, enlarge: bool = False) -> _Crop:
-    """Cut a region (x0, y0, x1, y1; black outside) and scale its longer side to at most ``longest`` pixels."""
+    """Cut a region (x0, y0, x1, y1; black outside); its longer side becomes at most ``longest`` pixels."""
     height, width = image.shape[:2]
     x0, y0 = np.floor(region[:2]).astype(int)
     x1, y1 = np.maximum(np.ceil(region[2:]).astype(int), (x0 + 2, y0 + 2))
@@ -501,7 +519,7 @@ def _body_scale(body: _Body, face: _Face | None) -> float:
 
 
 def _assign_hands(candidates: list[_Hand], body: _Body, scale: float) -> list[_Hand | None]:
-    """Left and right hand: each candidate at most once, by distance to the pose's wrists and by handedness."""
+    """Left and right hand: each candidate once at most, by distance to the wrists and by handedness."""
     candidates = sorted([*candidates, *body.hands], key=lambda h: -h.score)
     kept: list[_Hand] = []
     for hand in candidates:
@@ -525,7 +543,9 @@ def _assign_hands(candidates: list[_Hand], body: _Body, scale: float) -> list[_H
     return choice
 
 
-def _assemble(image, face: _Face | None, body: _Body | None, mesh, hands: list[_Hand | None]) -> PersonDetection:
+def _assemble(
+    image, face: _Face | None, body: _Body | None, mesh, hands: list[_Hand | None]
+) -> PersonDetection:
     height, width = image.shape[:2]
 
     def inside(points: np.ndarray) -> np.ndarray:
@@ -560,7 +580,7 @@ def _assemble(image, face: _Face | None, body: _Body | None, mesh, hands: list[_
 
 
 def _facing(points: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """1 for face points turned to the camera, falling to 0.2 for those turned away. (478, 2), (478,) -> (478,)."""
+    """(478,) 1 for face points turned to the camera, falling to 0.2 for those turned away."""
     # Points 234 and 454 lie in front of the ears; between them is about the head's axis.
     solid = np.concatenate([points, depth[:, None]], axis=1)
     out = solid - solid[[234, 454]].mean(0)
