@@ -70,6 +70,7 @@ class Avatar:
         provenance: Where it came from.
         refiner: Name of the refiner that channels 3.. need, or None when the first three channels are the
             picture.
+        sigma_rule: How triangle sizes (sigma of Eq. 3) were measured, see ``guava.avatar.posing.SigmaRule``.
     """
 
     gaussians: Gaussians
@@ -78,3 +79,4 @@ class Avatar:
     source: SourceView
     provenance: Provenance
     refiner: str | None = None
+    sigma_rule: str = "mean_edge"

@@ -71,6 +71,7 @@ def save_avatar(avatar: Avatar, path: str | os.PathLike) -> None:
     header = {
         "template_hash": avatar.template_hash,
         "refiner": avatar.refiner,
+        "sigma_rule": avatar.sigma_rule,
         "channels": avatar.gaussians.features.shape[1],
         "conventions": CONVENTIONS,
         "source": {
@@ -118,7 +119,7 @@ def load_avatar(path: str | os.PathLike, template: Template | None = None) -> Av
         avatar = Avatar(
             gaussians=gaussians, identity=_collect(Identity, "identity", tensors),
             template_hash=header["template_hash"], source=source, provenance=provenance,
-            refiner=header["refiner"],
+            refiner=header["refiner"], sigma_rule=header["sigma_rule"],
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FileFormatError(f"'{path}' is not a complete avatar file ({error}).") from error

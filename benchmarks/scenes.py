@@ -1,0 +1,100 @@
+"""What the rendering benchmarks draw: Gaussians on the template's surface, by seed."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+import numba
+import numpy as np
+import torch
+
+from guava.avatar import Avatar, Gaussians, Layer, Provenance, SourceView
+from guava.avatar.posing import bind_to_skin, bind_to_triangles, bind_to_vertices, triangle_frames
+from guava.body import EHM, EHMOutput, Identity, Pose, Template
+from guava.camera import Camera
+from guava.rotation import matrix_to_quaternion
+
+
+def standing_pose(template: Template, *, arms_down: float = 1.0, size: int = 512) -> tuple[Pose, Camera]:
+    """Half figure before the tracker's camera, arms lowered by ``arms_down`` radians (negative: raised)."""
+    pose = Pose.rest(template)
+    pose.joints[0, template.joint("left_shoulder"), 2] = -arms_down
+    pose.joints[0, template.joint("right_shoulder"), 2] = arms_down
+    output = EHM(template)(Identity.neutral(template), pose)
+    chest = output.joints[0, template.joint("head")] - torch.tensor([0.0, 0.2, 0.0])
+    pose.translation[0] = torch.tensor([0.0, 0.0, -13.0]) - chest
+    return pose, Camera.frontal(size)
+
+
+def surface_gaussians(template: Template, count: int, channels: int, seed: int) -> Gaussians:
+    """``count`` flat Gaussians at random on the upper body: half on triangles, 8 % on vertices, the rest skinned.
+
+    Standard deviations are 0.7 of the mean distance between neighbours, opacities 0.3 to 1.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rest = EHM(template)(Identity.neutral(template), Pose.rest(template))
+    vertices, faces = rest.vertices[0], template.faces
+    corners = vertices[faces]
+    edges = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    hips = float(rest.joints[0, template.joint("pelvis"), 1])
+    area = edges.norm(dim=1) / 2 * (corners[..., 1].mean(1) > hips - 0.1)
+    face_ids = torch.multinomial(area, count, True, generator=generator)
+    weights = -torch.log(torch.rand(count, 3, generator=generator).clamp(min=1e-6))
+    barycentrics = weights / weights.sum(1, keepdim=True)
+    spacing = float((area.sum() / count).sqrt())
+    spread = spacing * 0.7 * torch.exp(0.3 * torch.randn(count, 3, generator=generator))
+    spread[:, 1] *= 0.2  # a1 is the normal
+    values = {
+        "rotations": matrix_to_quaternion(triangle_frames(vertices, faces[face_ids]).rotation),
+        "scales": spread,
+        "opacities": 0.3 + 0.7 * torch.rand(count, generator=generator),
+        "features": torch.rand(count, channels, generator=generator),
+    }
+    positions = (corners[face_ids] * barycentrics[..., None]).sum(1)
+    skin = (template.body.weights[faces[face_ids]] * barycentrics[..., None]).sum(1)
+    triangle, vertex = slice(0, count // 2), slice(count // 2, count // 2 + count // 12)
+    own = slice(vertex.stop, count)
+
+    def part(rows: slice) -> dict:
+        return {name: value[rows] for name, value in values.items()}
+
+    corner = faces[face_ids, 0]
+    return Gaussians.concatenate(
+        bind_to_triangles(vertices, faces, face_ids[triangle], barycentrics[triangle], **part(triangle)),
+        bind_to_vertices(vertices, corner[vertex], **part(vertex)),
+        bind_to_skin(positions[own], skin[own], layer=Layer.SHELL, **part(own)),
+    )
+
+
+def surface_avatar(template: Template, count: int, seed: int, size: int) -> Avatar:
+    """An avatar of ``surface_gaussians`` before ``standing_pose``'s camera."""
+    pose, camera = standing_pose(template, size=size)
+    return Avatar(
+        surface_gaussians(template, count, 3, seed), Identity.neutral(template), template.hash,
+        SourceView(pose, camera, torch.eye(3), size, size, "", "benchmark"),
+        Provenance("benchmark", {"seed": seed}, "benchmark", "", 1.0),
+    )
+
+
+def posed(template: Template, pose: Pose) -> EHMOutput:
+    """The mean person in a pose."""
+    return EHM(template)(Identity.neutral(template), pose)
+
+
+def machine() -> dict:
+    """What the figures depend on."""
+    model = platform.processor()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as lines:
+            model = next((line.split(":")[1].strip() for line in lines if "model name" in line), model)
+    return {
+        "cpu": model, "cores": os.cpu_count(), "numba_threads": numba.get_num_threads(),
+        "torch_threads": torch.get_num_threads(), "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else
+        None, "python": platform.python_version(), "torch": torch.__version__, "numba": numba.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def median_ms(seconds: list[float]) -> float:
+    return round(1000 * float(np.median(seconds)), 2)
