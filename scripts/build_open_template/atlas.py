@@ -1,7 +1,8 @@
-"""A UV atlas for upper bodies: the source's charts, cut by region, scaled by how much each region matters, packed.
+"""A UV atlas for upper bodies: the source's charts, cut by region, scaled by how much each region matters,
+packed.
 
-Charts are evened out without folding, then scaled, turned and moved as a whole, so what did not overlap in the
-source does not overlap here.
+Charts are evened out without folding, then scaled, turned and moved as a whole, so what did not overlap in
+the source does not overlap here.
 """
 
 from __future__ import annotations
@@ -164,7 +165,8 @@ def _turn(angle: float) -> np.ndarray:
 
 
 def _pack(shapes, slant):
-    """(quarter, x, y) of each shape, large ones first, each as near to the top (and, by ``slant``, left) as it fits; None if one does not."""
+    """(quarter, x, y) of each shape, large ones first, each as near to the top (and, by ``slant``, left) as
+    it fits; None if one does not."""
     occupied = np.zeros((SIZE, SIZE), bool)
     spots = [None] * len(shapes)
     for i in sorted(range(len(shapes)), key=lambda k: -max(shapes[k][0][1].shape) * shapes[k][0][1].sum()):

@@ -1,5 +1,6 @@
-"""Landmarks on the head, read off renders: MediaPipe FaceMesh looks at the template's own head and says where it sees
-each landmark. No external landmark file is needed, and the result is what the detector means by a landmark."""
+"""Landmarks on the head, read off renders: MediaPipe FaceMesh looks at the template's own head and says where
+it sees each landmark. No external landmark file is needed, and the result is what the detector means by a
+landmark."""
 
 from __future__ import annotations
 
@@ -177,7 +178,8 @@ def embed_landmarks(wheel: Wheel, mesh: BaseMesh, models: Models, hidden: np.nda
             x, y = int(point.x * SIZE), int(point.y * SIZE)
             if not (0 <= x < SIZE and 0 <= y < SIZE) or face[y, x] < 0:
                 continue
-            # Closed lips and relaxed lids lie on each other; only where they part is the landmark's side certain.
+            # Closed lips and relaxed lids lie on each other; only where they part is the landmark's side
+            # certain.
             if (i in UPPER_LIP or i in LOWER_LIP or i in MOUTH_CORNERS) and opened < 0.3:
                 continue
             if (i in UPPER_LIDS or i in LOWER_LIDS or i in EYE_CORNERS) and not wide:
@@ -259,8 +261,8 @@ def _on_edges(triangle: np.ndarray, point: np.ndarray) -> np.ndarray:
 def _symmetrised(position: np.ndarray, spread: np.ndarray) -> np.ndarray:
     """Mean of each landmark and its mirrored partner, the steadier one counting more.
 
-    Partners are landmarks whose mirror images find each other; along the oval, whose points are the least certain,
-    they are known from its order.
+    Partners are landmarks whose mirror images find each other; along the oval, whose points are the least
+    certain, they are known from its order.
     """
     known = ~np.isnan(position[:, 0])
     flip = np.array([-1, 1, 1])

@@ -28,7 +28,8 @@ BODY_INFLUENCES, HEAD_INFLUENCES = 6, 5
 
 @dataclass(frozen=True)
 class Model:
-    """Arrays of one ``guava.body.LinearModel``, in numpy, and how well its components reproduce the samples (mm)."""
+    """Arrays of one ``guava.body.LinearModel``, in numpy, and how well its components reproduce the samples
+    (mm)."""
 
     v_template: np.ndarray
     shape_dirs: np.ndarray
@@ -46,8 +47,8 @@ class Models:
     Attributes:
         head_vertex_ids: (H,) body vertices of the head; head_blend: (H,).
         expression_dirs: (H, 3, 52); expression_names.
-        head_from_body: (S_head, S_body) expected head shape of a person with a given body shape: both models are
-            sampled from the same people, so gender, size and age of head and body go together.
+        head_from_body: (S_head, S_body) expected head shape of a person with a given body shape: both models
+            are sampled from the same people, so gender, size and age of head and body go together.
         mirror: (V,) the vertex on the other side of the body.
     """
 
@@ -136,7 +137,8 @@ def _people(mesh: BaseMesh, targets: people.Targets, coefficients: np.ndarray, p
 
 
 def _fit(vertices, joints, gender, components, weights, mirror, joint_mirror) -> Model:
-    """Mean (symmetrised), gender direction by regression, principal components of the rest, all of unit variance."""
+    """Mean (symmetrised), gender direction by regression, principal components of the rest, all of unit
+    variance."""
     count = len(vertices)
     mean, joint_mean = vertices.mean(0), joints.mean(0)
     flip = np.array([-1, 1, 1], np.float32)

@@ -1,7 +1,8 @@
 """Seeded samples of people: phenotype sliders and detail sliders to offsets of the base mesh.
 
-A phenotype target's coefficient is the product of the coefficients of its factors ("female" x "young" x "maxmuscle"
-x ...), each piecewise linear between its anchors; a detail slider in [-1, 1] uses its "incr" or its "decr" target.
+A phenotype target's coefficient is the product of the coefficients of its factors ("female" x "young" x
+"maxmuscle" x ...), each piecewise linear between its anchors; a detail slider in [-1, 1] uses its "incr" or
+its "decr" target.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ BODY_DETAIL, FACE_DETAIL, ASYMMETRY = 0.25, 0.30, 0.05
 class Targets:
     """Offsets (K, V_all, 3) and how their coefficients follow from sliders.
 
-    ``phenotype`` holds the factor names of the first targets; ``details`` is (category, slider, incr row, decr row).
+    ``phenotype`` holds the factor names of the first targets; ``details`` is (category, slider, incr row,
+    decr row).
     """
 
     offsets: np.ndarray
@@ -90,7 +92,8 @@ def read_targets(wheel: Wheel, count: int) -> Targets:
 
 
 def sample_phenotypes(count: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Sliders of ``count`` people, teenagers to old; genders mostly clear, three ancestries in any mixture."""
+    """Sliders of ``count`` people, teenagers to old; genders mostly clear, three ancestries in any
+    mixture."""
     mixture = rng.dirichlet([0.6] * 3, count)
     return {
         "gender": rng.beta(0.35, 0.35, count),

@@ -1,4 +1,5 @@
-"""A small rasteriser for building: which triangle owns each pixel centre, and soft shading for FaceMesh and for eyes."""
+"""A small rasteriser for building: which triangle owns each pixel centre, and soft shading for FaceMesh and
+for eyes."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ def rasterise(points, depth, faces, size):
         points: (N, 2) float64 pixel coordinates; depth: (N,) smaller is nearer; faces: (F, 3); size: S.
 
     Returns:
-        face (S, S) int32, -1 where empty; barycentrics (S, S, 3); count (S, S): triangles that own the centre.
+        face (S, S) int32, -1 where empty; barycentrics (S, S, 3); count (S, S): triangles that own the
+        centre.
     """
     face = np.full((size, size), -1, np.int32)
     bary = np.zeros((size, size, 3))

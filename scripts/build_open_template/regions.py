@@ -30,7 +30,8 @@ REGIONS = (
     "mouth_cavity",
     "eye_sockets",
 )
-# Boxes (u, v) of the source atlas around its charts for the insides of the head; charts, not faces, are tested.
+# Boxes (u, v) of the source atlas around its charts for the insides of the head; charts, not faces, are
+# tested.
 _CAVITY_BOX, _SOCKET_BOX = ((0.75, 1.0), (0.0, 0.145)), ((0.0, 0.16), (0.54, 0.64))
 _PART_REGION = {
     "helper-l-eye": "left_eyeball",
@@ -165,7 +166,8 @@ def _without_crumbs(mesh: BaseMesh, region: np.ndarray, smallest: int = 40) -> n
 def surface_points(
     wheel: Wheel, mesh: BaseMesh, models: Models, landmark_positions: np.ndarray
 ) -> dict[str, int]:
-    """Named vertices: fingertips, ears, nose tip, chin, mouth and eye corners, top of the head, heels and toes."""
+    """Named vertices: fingertips, ears, nose tip, chin, mouth and eye corners, top of the head, heels and
+    toes."""
     vertices, weights = models.body.v_template, models.body.weights
     head = models.head.v_template
     part = np.zeros(len(vertices), int)

@@ -1,7 +1,7 @@
 """From the base mesh's relaxed stance and 163 bones to a T pose with 55 SMPL-X-named joints.
 
-The T pose is made by linear blend skinning with rotations that are fixed per bone, hence linear in the vertices:
-shape directions stay exact.
+The T pose is made by linear blend skinning with rotations that are fixed per bone, hence linear in the
+vertices: shape directions stay exact.
 """
 
 from __future__ import annotations
@@ -168,7 +168,8 @@ def t_pose(mesh: BaseMesh, heads: np.ndarray) -> TPose:
             if not name.endswith(f".{side}"):
                 continue
             bone = name[:-2]
-            # Collar bone and shoulder blade take part of the raise; the forearm's twist is spread over its length.
+            # Collar bone and shoulder blade take part of the raise; the forearm's twist is spread over its
+            # length.
             if bone == "clavicle":
                 rotations[i] = _rotation(axis, np.radians(8))
             elif bone == "shoulder01":

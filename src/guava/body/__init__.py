@@ -1,9 +1,17 @@
-"""The body template ("EHM", paper Sec. 3.1, Eq. 1): a body model whose head is replaced by an expressive head."""
+"""The body template ("EHM", paper Sec. 3.1, Eq. 1): a body model whose head is replaced by an expressive
+head."""
 
 from guava.body.ehm import EHM, EHMOutput, Identity, Pose
 from guava.body.template import LandmarkEmbedding, LinearModel, Template, load_template, save_template
 
 __all__ = [
-    "EHM", "EHMOutput", "Identity", "LandmarkEmbedding", "LinearModel", "Pose", "Template", "load_template",
+    "EHM",
+    "EHMOutput",
+    "Identity",
+    "LandmarkEmbedding",
+    "LinearModel",
+    "Pose",
+    "Template",
+    "load_template",
     "save_template",
 ]

@@ -22,7 +22,9 @@ class _Batched:
 
     def to(self, device=None, dtype=None):
         """Every tensor on another device or in another dtype."""
-        return replace(self, **{f.name: getattr(self, f.name).to(device=device, dtype=dtype) for f in fields(self)})
+        return replace(
+            self, **{f.name: getattr(self, f.name).to(device=device, dtype=dtype) for f in fields(self)}
+        )
 
     def detach(self):
         """Every tensor cut off from the graph."""
@@ -42,8 +44,8 @@ class Identity(_Batched):
         head_shape: (B, S_head) beta_f, unit variance.
         joint_offsets: (B, J, 3) Delta J of Eq. 1, metres.
         head_scale: (B, 3) per-axis factors about the head model's origin.
-        hand_scale: (B, 3) per-axis factors about the template's hand centres, which move with the wrists unless joints
-            are regressed from the mesh.
+        hand_scale: (B, 3) per-axis factors about the template's hand centres, which move with the wrists
+            unless joints are regressed from the mesh.
     """
 
     body_shape: Tensor
@@ -69,11 +71,12 @@ class Pose(_Batched):
     """What changes from frame to frame. Leading dimension B.
 
     Attributes:
-        joints: (B, J, 3) axis-angle relative to the parent, in SMPL-X order; row 0 is the root orientation, rows
-            22-24 (jaw, left eye, right eye) drive the head model.
+        joints: (B, J, 3) axis-angle relative to the parent, in SMPL-X order; row 0 is the root orientation,
+            rows 22-24 (jaw, left eye, right eye) drive the head model.
         expression: (B, E) head expression, by ``Template.expression_names``.
         body_expression: (B, E_body) expression of the body model itself; E_body is 0 for the open template.
-        eyelids: (B, L) factors of ``Template.eyelid_dirs``; L is 0 for the open template (its units have lids).
+        eyelids: (B, L) factors of ``Template.eyelid_dirs``; L is 0 for the open template (its units have
+            lids).
         translation: (B, 3) metres, added after skinning.
     """
 
@@ -122,19 +125,21 @@ class EHM(nn.Module):
 
         M_ehm = LBS( U( M_b(beta_b), M_f(beta_f, psi_f, theta_jaw) + e ), theta_b, theta_h, J_b(beta_b) + dJ )
 
-    The body's head vertices are replaced by the neutral-pose head model (``U``), shifted by the displacement ``e``
-    between the two models' eye joints, and the whole is posed by linear blend skinning.
+    The body's head vertices are replaced by the neutral-pose head model (``U``), shifted by the displacement
+    ``e`` between the two models' eye joints, and the whole is posed by linear blend skinning.
 
     Args:
         template: The two models and how they join.
-        vertex_ids: (n,) Compute only these vertices (fitting needs about a thousand of them). Joints come from the
-            template arrays then, so it is refused for templates that regress joints from the mesh.
+        vertex_ids: (n,) Compute only these vertices (fitting needs about a thousand of them). Joints come
+            from the template arrays then, so it is refused for templates that regress joints from the mesh.
     """
 
     def __init__(self, template: Template, vertex_ids: Tensor | None = None):
         super().__init__()
         if vertex_ids is not None and template.regress_joints:
-            raise ValueError("vertex_ids cannot be combined with joints that are regressed from the whole mesh.")
+            raise ValueError(
+                "vertex_ids cannot be combined with joints that are regressed from the whole mesh."
+            )
         self.template = template
         body, head = template.body, template.head
         ids = torch.arange(body.num_vertices) if vertex_ids is None else vertex_ids.long()
@@ -181,8 +186,8 @@ class EHM(nn.Module):
         """The expressive head in its neutral pose, M_f of Eq. 1.
 
         Returns:
-            Vertices (B, n_head, 3) and joints (B, 5, 3), in the head model's own frame (origin between the eyes for
-            the open template), before ``head_scale``.
+            Vertices (B, n_head, 3) and joints (B, 5, 3), in the head model's own frame (origin between the
+            eyes for the open template), before ``head_scale``.
         """
         vertices = (
             self.head_v_template
@@ -195,14 +200,18 @@ class EHM(nn.Module):
         rotations = axis_angle_to_matrix(pose.joints[:, [JAW, LEFT_EYE, RIGHT_EYE]])
         if self.head_pose_dirs.shape[-1]:
             eye = torch.eye(3, dtype=vertices.dtype, device=vertices.device)
-            neck_and_head = torch.zeros(rotations.shape[0], 1, 9, dtype=vertices.dtype, device=vertices.device)
+            neck_and_head = torch.zeros(
+                rotations.shape[0], 1, 9, dtype=vertices.dtype, device=vertices.device
+            )
             feature = torch.cat([neck_and_head, (rotations - eye).flatten(-2)], 1).flatten(1)
             vertices = vertices + _apply(self.head_pose_dirs, feature)
         # Neck and head are at rest here, so jaw and eyes turn about their own joints: v += w (R - I)(v - J).
         moved = vertices
         for row, joint in enumerate((HEAD_JAW, HEAD_LEFT_EYE, HEAD_RIGHT_EYE)):
             arm = vertices - joints[:, joint : joint + 1]
-            moved = moved + self.head_weights[:, joint : joint + 1] * (arm @ rotations[:, row].transpose(-1, -2) - arm)
+            moved = moved + self.head_weights[:, joint : joint + 1] * (
+                arm @ rotations[:, row].transpose(-1, -2) - arm
+            )
         if self.eyelid_dirs.shape[-1]:
             moved = moved + _apply(self.eyelid_dirs, pose.eyelids)
         return moved, joints
@@ -232,9 +241,12 @@ class EHM(nn.Module):
         replaced = body_part + self.head_blend[:, None] * (head + shift[:, None] - body_part)
         vertices = vertices.index_copy(1, self.head_rows, replaced)
         if not self.template.regress_joints:
-            # The body's own jaw and eyes give way to the head's, as regressed joints would; the eyes' middle stays.
+            # The body's own jaw and eyes give way to the head's, as regressed joints would; the eyes' middle
+            # stays.
             placed = head_joints[:, HEAD_JAW:] * identity.head_scale[:, None]
-            placed = placed - placed[:, 1:].mean(1, keepdim=True) + joints[:, self.body_eyes].mean(1, keepdim=True)
+            placed = (
+                placed - placed[:, 1:].mean(1, keepdim=True) + joints[:, self.body_eyes].mean(1, keepdim=True)
+            )
             joints = torch.cat([joints[:, :JAW], placed.expand(batch, -1, -1), joints[:, RIGHT_EYE + 1 :]], 1)
 
         for side, wrist in enumerate(self.wrists):
@@ -242,7 +254,9 @@ class EHM(nn.Module):
             if not self.template.regress_joints:
                 centre = centre + joints[:, wrist] - self.joints_template[wrist]
             growth = (identity.hand_scale - 1)[:, None]
-            vertices = vertices + self.hand_vertex_share[side, :, None] * growth * (vertices - centre[:, None])
+            vertices = vertices + self.hand_vertex_share[side, :, None] * growth * (
+                vertices - centre[:, None]
+            )
             joints = joints + self.hand_joint_share[side, :, None] * growth * (joints - centre[:, None])
         if self.template.regress_joints:
             joints = torch.einsum("jv,bvd->bjd", self.joint_regressor, vertices) + identity.joint_offsets
@@ -259,7 +273,9 @@ class EHM(nn.Module):
         batch = vertices.shape[0]
         rotations = axis_angle_to_matrix(pose.joints).expand(batch, -1, -1, -1)
         eye = torch.eye(3, dtype=rotations.dtype, device=rotations.device)
-        rotations = torch.cat([rotations[:, :JAW], eye.expand(batch, 3, 3, 3), rotations[:, RIGHT_EYE + 1 :]], 1)
+        rotations = torch.cat(
+            [rotations[:, :JAW], eye.expand(batch, 3, 3, 3), rotations[:, RIGHT_EYE + 1 :]], 1
+        )
         if self.pose_dirs.shape[-1]:
             feature = (rotations[:, 1:] - eye).flatten(1)
             skinned = vertices + _apply(self.pose_dirs, feature)
@@ -288,7 +304,9 @@ class EHM(nn.Module):
         rotation = torch.stack(world_r, 1)
         posed = torch.stack(world_t, 1)
         shift = posed - (rotation @ joints[..., None]).squeeze(-1) + translation[:, None]
-        bottom = torch.tensor([0.0, 0, 0, 1], dtype=joints.dtype, device=joints.device).expand(batch, count, 1, 4)
+        bottom = torch.tensor([0.0, 0, 0, 1], dtype=joints.dtype, device=joints.device).expand(
+            batch, count, 1, 4
+        )
         transforms = torch.cat([torch.cat([rotation, shift[..., None]], -1), bottom], -2)
         return transforms, posed + translation[:, None]
 
@@ -302,8 +320,9 @@ def _apply(directions: Tensor, coefficients: Tensor) -> Tensor:
 def _hand_shares(template: Template) -> tuple[Tensor, Tensor]:
     """How much of ``Identity.hand_scale`` each vertex (2, V) and each joint (2, J) of either hand takes.
 
-    With regressed joints the listed vertices scale as one block, as in the release, and the joints follow them. Else
-    a vertex takes its skinning weight to the hand, so that the wrist stays smooth, and the finger joints scale along.
+    With regressed joints the listed vertices scale as one block, as in the release, and the joints follow
+    them. Else a vertex takes its skinning weight to the hand, so that the wrist stays smooth, and the finger
+    joints scale along.
     """
     body = template.body
     vertices = torch.zeros(2, body.num_vertices)

@@ -1,7 +1,8 @@
 """What a template is, and its file.
 
-One schema serves the embedded open template and a user's own SMPL-X + FLAME: two linear models, how the head sits
-on the body, and the tables (UV atlas, landmark embeddings, regions) that the rest of Guava looks things up in.
+One schema serves the embedded open template and a user's own SMPL-X + FLAME: two linear models, how the
+head sits on the body, and the tables (UV atlas, landmark embeddings, regions) that the rest of Guava looks
+things up in.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class LinearModel:
         joint_names: J names.
         joints_template: (J, 3).
         joints_shape_dirs: (J, 3, S).
-        joint_regressor: (J, V) or None. With ``Template.regress_joints`` the rest joints come from the edited mesh
-            through it; otherwise from ``joints_template + joints_shape_dirs @ shape``.
+        joint_regressor: (J, V) or None. With ``Template.regress_joints`` the rest joints come from the edited
+            mesh through it; otherwise from ``joints_template + joints_shape_dirs @ shape``.
     """
 
     v_template: Tensor
@@ -76,7 +77,8 @@ class LandmarkEmbedding:
     Attributes:
         faces: (L,) int64 indices into ``Template.faces``.
         barycentrics: (L, 3).
-        weights: (L,) in [0, 1]: how far each is to be trusted; 0 where the landmark has no place on the template.
+        weights: (L,) in [0, 1]: how far each is to be trusted; 0 where the landmark has no place on
+            the template.
     """
 
     faces: Tensor
@@ -106,14 +108,16 @@ class Template:
         face_parts: (F,) int64 index into ``part_names``.
         part_names: Named regions of the surface ("torso", "left_arm", "scalp", ...).
         expression_names: Names of the head's expression directions (ARKit units for the open template).
-        expression_bounds: Pairs (unit, limiting unit): the first never exceeds the second (mouthClose <= jawOpen).
+        expression_bounds: Pairs (unit, limiting unit): the first never exceeds the second
+            (mouthClose <= jawOpen).
         landmarks: Embeddings by name ("mediapipe478", "ibug68").
         surface_points: Named single vertices (fingertips: "left_index_tip", ...).
         provenance: Where the data came from and under which licence.
-        head_from_body: (S_head, S_body) or None: the head shape to expect of a person with a given body shape. The
-            open template's models were sampled from the same people, so that gender, size and age of head and body
-            go together; a fit should penalise ``head_shape - expected_head_shape(body_shape)``, or a large head
-            will sit on a small body. None where the two models know nothing of each other.
+        head_from_body: (S_head, S_body) or None: the head shape to expect of a person with a given body
+            shape. The open template's models were sampled from the same people, so that gender, size and age
+            of head and body go together; a fit should penalise ``head_shape -
+            expected_head_shape(body_shape)``, or a large head will sit on a small body. None where the two
+            models know nothing of each other.
         hash: SHA-256 over all arrays and names; avatars, motions and weights carry it.
     """
 
@@ -153,7 +157,8 @@ class Template:
         return torch.isin(self.face_parts, wanted)
 
     def expected_head_shape(self, body_shape: Tensor) -> Tensor:
-        """(*B, k) body shape, k <= S_body -> (*B, S_head) expected head shape; zeros where the models are not tied."""
+        """(*B, k) body shape, k <= S_body -> (*B, S_head) expected head shape; zeros where the models are not
+        tied."""
         if self.head_from_body is None:
             return body_shape.new_zeros(*body_shape.shape[:-1], self.head.num_shape)
         return body_shape @ self.head_from_body[:, : body_shape.shape[-1]].to(body_shape).T
@@ -167,14 +172,29 @@ class Template:
         return out
 
 
-# --- file ---------------------------------------------------------------------------------------------------------
+# --- file ---
 
 _MODEL_ARRAYS = (
-    "v_template", "shape_dirs", "expression_dirs", "pose_dirs", "weights", "parents", "joints_template",
+    "v_template",
+    "shape_dirs",
+    "expression_dirs",
+    "pose_dirs",
+    "weights",
+    "parents",
+    "joints_template",
     "joints_shape_dirs",
 )
 _DIRECTIONS = ("shape_dirs", "expression_dirs", "pose_dirs")
-_TABLES = ("head_vertex_ids", "head_blend", "eyelid_dirs", "hand_centers", "faces", "uv", "uv_faces", "face_parts")
+_TABLES = (
+    "head_vertex_ids",
+    "head_blend",
+    "eyelid_dirs",
+    "hand_centers",
+    "faces",
+    "uv",
+    "uv_faces",
+    "face_parts",
+)
 _INTEGERS = {"parents", "head_vertex_ids", "faces", "uv_faces", "face_parts"}
 
 
@@ -282,7 +302,11 @@ def save_template(template: Template, path: str | os.PathLike) -> str:
     }
     digest = _digest(tensors, names)
     write_container(
-        path, TEMPLATE_KIND, TEMPLATE_VERSION, tensors, {**names, "provenance": template.provenance, "hash": digest}
+        path,
+        TEMPLATE_KIND,
+        TEMPLATE_VERSION,
+        tensors,
+        {**names, "provenance": template.provenance, "hash": digest},
     )
     return digest
 
@@ -306,11 +330,19 @@ def read_template(path: str | os.PathLike) -> Template:
 
     tensors, header = read_container(path, TEMPLATE_KIND, TEMPLATE_VERSION)
     keys = (
-        "name", "body_joints", "head_joints", "regress_joints", "part_names", "expression_names",
-        "expression_bounds", "surface_points",
+        "name",
+        "body_joints",
+        "head_joints",
+        "regress_joints",
+        "part_names",
+        "expression_names",
+        "expression_bounds",
+        "surface_points",
     )
     if _digest(tensors, {key: header[key] for key in keys}) != header["hash"]:
-        raise FileFormatError(f"The template '{path}' does not match its own hash; it was altered or damaged.")
+        raise FileFormatError(
+            f"The template '{path}' does not match its own hash; it was altered or damaged."
+        )
 
     def get(name: str) -> Tensor:
         value = tensors[name]
@@ -320,12 +352,16 @@ def read_template(path: str | os.PathLike) -> Template:
         arrays = {n: get(f"{prefix}.{n}") for n in _MODEL_ARRAYS if n != "weights" and n not in _DIRECTIONS}
         for name in _DIRECTIONS:
             start = f"{prefix}.{name}."
-            arrays[name] = _unpack_directions({k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)})
+            arrays[name] = _unpack_directions(
+                {k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)}
+            )
         weights = _dense({k: tensors[f"{prefix}.weights.{k}"] for k in ("values", "indices", "columns")})
         regressor = f"{prefix}.joint_regressor"
         return LinearModel(
-            weights=weights, joint_names=tuple(joint_names),
-            joint_regressor=get(regressor) if regressor in tensors else None, **arrays,
+            weights=weights,
+            joint_names=tuple(joint_names),
+            joint_regressor=get(regressor) if regressor in tensors else None,
+            **arrays,
         )
 
     landmark_names = sorted({key.split(".")[1] for key in tensors if key.startswith("landmarks.")})
@@ -361,6 +397,10 @@ def load_template(name: str = "open") -> Template:
     """
     if name == "open":
         if not OPEN_TEMPLATE.is_file():
-            raise MissingAssetError(f"The embedded template is missing ('{OPEN_TEMPLATE}').", "Reinstall guava-avatar.")
+            raise MissingAssetError(
+                f"The embedded template is missing ('{OPEN_TEMPLATE}').", "Reinstall guava-avatar."
+            )
         return read_template(OPEN_TEMPLATE)
-    raise MissingAssetError(f"There is no template named '{name}'.", "'open' is embedded; see: guava assets list")
+    raise MissingAssetError(
+        f"There is no template named '{name}'.", "'open' is embedded; see: guava assets list"
+    )
