@@ -40,6 +40,10 @@ _TURNS = {
 }
 
 
+class _TransparentError(Exception):
+    pass
+
+
 @dataclass(frozen=True)
 class Photo:
     """A picture as it should be looked at: upright, in sRGB, 8 bits.
@@ -103,8 +107,10 @@ def load_photo(path: str | os.PathLike, max_side: int = MAX_SIDE) -> Photo:
                 orientation = _orientation(picture)
                 picture.load()
                 pixels, alpha = _to_srgb(picture, max_side, orientation, notes)
-            except InputError:
-                raise
+            except _TransparentError as error:
+                raise InputError(
+                    f"'{path}' is completely transparent.", "Export it with its background or person visible."
+                ) from error
             except MemoryError as error:
                 raise InputError(f"'{path}' does not fit in memory.", "Reduce the picture.") from error
             except Exception as error:  # noqa: BLE001 - decoders raise anything on hostile bytes
@@ -227,7 +233,7 @@ def _to_srgb(
     pixels = np.array(picture)
     if alpha is not None:
         if not alpha.any():
-            raise InputError("The picture is completely transparent.", "Use a picture with visible content.")
+            raise _TransparentError
         pixels[alpha == 0] = 255
         if alpha.min() == 255:
             alpha = None

@@ -12,7 +12,7 @@ _BINS = 8
 _FLOOR = 0.22  # no difference below this is a cut, however still the clip is
 _CLEAR = 3.0  # a cut stands out from the differences around it by this factor
 _WINDOW = 6  # frames on each side that count as "around"
-_FLASH = 3  # longest flash or passing obstacle, frames
+_FLASH = 3  # longest flash or passing obstacle, frames; shorter shots are taken for one
 
 
 def thumbnail(frame: np.ndarray) -> np.ndarray:
@@ -51,7 +51,7 @@ def find_cuts(frames: Iterable[np.ndarray]) -> np.ndarray:
         if steps[t] < _CLEAR * usual:
             continue
         start = cuts[-1] if cuts else 0
-        before = features[max(start, t - 2) : t]
+        before = features[max(start, t - _FLASH - 1) : t]
         after = features[t : t + _FLASH + 1]
         lasting = min(_difference(a, b) for a in before for b in after)
         if lasting < max(_FLOOR, 0.5 * steps[t]):
