@@ -12,17 +12,18 @@ from torch import Tensor
 
 from guava import __version__
 from guava.avatar import Avatar, Gaussians, Layer, Provenance, SourceView
-from guava.avatar.posing import bind_to_skin, rig_to_triangles, triangle_frames
+from guava.avatar.posing import TriangleFrames, bind_to_skin, rig_to_triangles, triangle_frames
 from guava.body import EHMOutput, Pose, Template
 from guava.camera import Camera
 from guava.errors import InputError, NoPersonError, TemplateMismatchError
 from guava.model.baseline.displacement import DisplacementConfig, displace
-from guava.model.baseline.eyes_and_mouth import finish_face
+from guava.model.baseline.eyes_and_mouth import finish_face, lid_texels, shut_eyes
 from guava.model.baseline.hair import hair_mask, head_window
 from guava.model.baseline.matte import cut_out
 from guava.model.baseline.shell import Shell, ShellConfig, pixel_shell
 from guava.model.baseline.surface import (
     SurfaceTables,
+    displacement_directions,
     pose_template,
     see,
     surface_tables,
@@ -113,6 +114,7 @@ def reconstruct_baseline(
         pose, identity = tracked.pose[frame : frame + 1], tracked.identity
         posed = pose_template(template, identity, pose)
         rest = pose_template(template, identity, Pose.rest(template))
+        shut = pose_template(template, identity, shut_eyes(template))
         source_camera = tracked.camera[frame]
         camera = source_camera.resized(config.work_size, config.work_size)
         zoom = config.work_size / source_camera.width
@@ -137,12 +139,12 @@ def reconstruct_baseline(
 
     with stages("displacement"):
         surface = bare
-        offsets = np.zeros(len(vertices))
         if config.displacement is not None:
+            directions = displacement_directions(bare.normals, tables)
             offsets = displace(
-                vertices, bare.normals, picture.alpha, picture.inside, camera, tables, config.displacement
+                vertices, directions, picture.alpha, picture.inside, camera, tables, config.displacement
             )
-            surface = see(vertices + offsets[:, None] * bare.normals, tables, camera)
+            surface = see(vertices + offsets[:, None] * directions, tables, camera)
 
     with stages("texture"):
         projection = project_texels(picture, surface, tables)
@@ -154,7 +156,7 @@ def reconstruct_baseline(
     with stages("assemble"):
         kept = kept_texels(projection, tables, config)
         parts = [
-            uv_gaussians(surface.vertices, posed, rest, colors, kept, tables, camera, config),
+            uv_gaussians(surface.vertices, posed, rest, shut, colors, kept, tables, camera, config),
         ]
         if shell is not None and len(shell.points):
             parts.append(shell_gaussians(shell, posed, camera, config))
@@ -191,6 +193,7 @@ def uv_gaussians(
     displaced: np.ndarray,
     posed: EHMOutput,
     rest: EHMOutput,
+    shut: EHMOutput,
     colors: Texture,
     kept: np.ndarray,
     tables: SurfaceTables,
@@ -205,6 +208,7 @@ def uv_gaussians(
     Args:
         displaced: (V, 3) displaced vertices, camera coordinates.
         posed, rest: The EHM in the photo's pose and in the identity's rest pose.
+        shut: The EHM in the rest pose with shut eyes.
         colors: Of all N texels.
         kept: (N,) bool.
         tables: The template's tables.
@@ -212,33 +216,54 @@ def uv_gaussians(
         config: Settings.
     """
     world = to_world(displaced, camera)
-    face_ids = tables.texel_face[kept]
-    points = texel_points(world, tables, kept)
-    jacobian = tables.texel_jacobian
-    corners = world[tables.faces]
-    steps = np.einsum("fsk,fkc->fsc", jacobian, corners)[face_ids]
-    rotation, scale = discs(steps, config.disc_size, config.max_disc)
-
-    faces = tables.template.faces
+    faces, face_ids = tables.template.faces, tables.texel_face[kept]
     ids = torch.from_numpy(face_ids)
     barycentrics = torch.from_numpy(tables.texel_barycentrics[kept])
+    # Discs beside a seam of the atlas reach over it, or the seam shows.
+    size = config.disc_size * np.where(tables.texel_border[kept], 1.5, 1.0)
+
     vertices = posed.vertices[0].double()
-    frames = triangle_frames(vertices, faces)
-    turn, sigma = frames.rotation[ids], frames.sigma[ids].clamp(min=1e-9)
+    frames = triangle_frames(vertices, faces[ids])
     anchors = (vertices[faces[ids]] * barycentrics[..., None].double()).sum(-2)
-    arm = torch.from_numpy(points) - anchors
-    local = (turn.transpose(-1, -2) @ arm[..., None]).squeeze(-1) / sigma[:, None]
-    own = quaternion_multiply(_conjugate(matrix_to_quaternion(turn)), matrix_to_quaternion(torch.from_numpy(rotation)))
+    arm = torch.from_numpy(texel_points(world, tables, kept)) - anchors
+    local = (frames.rotation.transpose(-1, -2) @ arm[..., None]).squeeze(-1) / frames.sigma[:, None].clamp(min=1e-9)
+    turn, scale = _discs_in_frames(world, frames, tables, face_ids, size, config)
+    # Shut lids stretch several times in one direction: their discs are made to cover them shut.
+    lids = np.nonzero(lid_texels(tables).share[kept] > 0)[0]
+    if len(lids):
+        lid_vertices = shut.vertices[0].double()
+        lid_frames = triangle_frames(lid_vertices, faces[ids[lids]])
+        turn[lids], scale[lids] = _discs_in_frames(
+            lid_vertices.numpy(), lid_frames, tables, face_ids[lids], size[lids], config
+        )
     return rig_to_triangles(
         rest.vertices[0], faces, ids, barycentrics,
         local_offset=local.float(),
-        rotations=own.float(),
-        scales=(torch.from_numpy(scale) / sigma[:, None]).float(),
+        rotations=turn.float(),
+        scales=scale.float(),
         opacities=torch.full((len(ids),), config.opacity),
         features=torch.from_numpy(colors.colors[kept]).float(),
         layer=Layer.UV,
         observed=torch.from_numpy(colors.observed[kept]),
     )
+
+
+def _discs_in_frames(
+    vertices: np.ndarray,
+    frames: TriangleFrames,
+    tables: SurfaceTables,
+    face_ids: np.ndarray,
+    size: np.ndarray,
+    config: BaselineConfig,
+) -> tuple[Tensor, Tensor]:
+    """Discs that tile a mesh (V, 3), as quaternions (n, 4) in and scales (n, 3) in units of their triangles' frames."""
+    corners = vertices[tables.faces[face_ids]]
+    steps = np.einsum("nsk,nkc->nsc", tables.texel_jacobian[face_ids], corners)
+    rotation, scale = discs(steps, size, config.max_disc)
+    turn = quaternion_multiply(
+        _conjugate(matrix_to_quaternion(frames.rotation)), matrix_to_quaternion(torch.from_numpy(rotation))
+    )
+    return turn, torch.from_numpy(scale) / frames.sigma[:, None].clamp(min=1e-9)
 
 
 def shell_gaussians(shell: Shell, posed: EHMOutput, camera: Camera, config: BaselineConfig) -> Gaussians:
@@ -262,12 +287,12 @@ def shell_gaussians(shell: Shell, posed: EHMOutput, camera: Camera, config: Base
     return dataclasses.replace(bound, positions=positions.float(), rotations=turned.float())
 
 
-def discs(steps: np.ndarray, size: float, largest: float) -> tuple[np.ndarray, np.ndarray]:
+def discs(steps: np.ndarray, size: float | np.ndarray, largest: float) -> tuple[np.ndarray, np.ndarray]:
     """Flat Gaussians that tile a surface.
 
     Args:
         steps: (n, 2, 3) one sample to the right and one down along the surface, metres.
-        size: Standard deviation in samples.
+        size: Standard deviation in samples, one or (n,).
         largest: Cap of the standard deviation, metres.
 
     Returns:

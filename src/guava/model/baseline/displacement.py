@@ -34,20 +34,20 @@ class DisplacementConfig:
 
 def displace(
     vertices: np.ndarray,
-    normals: np.ndarray,
+    directions: np.ndarray,
     alpha: np.ndarray,
     inside: np.ndarray,
     camera: Camera,
     tables: SurfaceTables,
     config: DisplacementConfig,
 ) -> np.ndarray:
-    """Normal offsets d (V,) in metres that minimise ``sum_rim w (d - t)^2 + |grad d|^2 + d^2 / decay^2``.
+    """Offsets d (V,) in metres that minimise ``sum_rim w (d - t)^2 + |grad d|^2 + d^2 / decay^2``.
 
-    Rays from every outline pixel along the projected normal to the matte's edge give the targets t.
+    Rays from every outline pixel along the projected direction to the matte's edge give the targets t.
 
     Args:
         vertices: (V, 3) in camera coordinates.
-        normals: (V, 3).
+        directions: (V, 3) unit vectors, :func:`guava.model.baseline.surface.displacement_directions`.
         alpha: (S, S) matte.
         inside: (S, S) bool, inside the photo.
         camera: Of the (S, S) picture.
@@ -60,8 +60,8 @@ def displace(
     stiff = np.where(limit <= 0.005, 50.0, 0.0) + np.where((limit > 0.005) & (limit < 0.03), tables.vertex_area * 4e3, 0)
     offsets = np.zeros(len(vertices))
     for _ in range(config.rounds):
-        surface = see(vertices + offsets[:, None] * normals, tables, camera)
-        vertex, step, per_pixel = rim_targets(surface, normals, alpha, inside, tables, config.rim_allowance)
+        surface = see(vertices + offsets[:, None] * directions, tables, camera)
+        vertex, step, per_pixel = rim_targets(surface, directions, alpha, inside, tables, config.rim_allowance)
         floor = -np.minimum(config.inward_limit, limit[vertex])
         target = np.clip(offsets[vertex] + step * per_pixel, floor, limit[vertex])
         count = len(vertices)
@@ -74,7 +74,7 @@ def displace(
 
 def rim_targets(
     surface: PosedSurface,
-    normals: np.ndarray,
+    directions: np.ndarray,
     alpha: np.ndarray,
     inside: np.ndarray,
     tables: SurfaceTables,
@@ -95,7 +95,7 @@ def rim_targets(
     rows, columns = np.nonzero(jump)
     face = surface.face_ids[rows, columns]
     vertex = tables.faces[face, surface.barycentrics[rows, columns].argmax(1)]
-    direction = normals[vertex, :2]
+    direction = directions[vertex, :2]
     length = np.linalg.norm(direction, axis=1)
     usable = (length > 0.6) & (tables.vertex_limit[vertex] > 10 * LOCKED)
     rows, columns, vertex, direction, length = (x[usable] for x in (rows, columns, vertex, direction, length))

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 import torch
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from guava.body import EHM, Identity, Pose
-from guava.model.baseline.surface import EYEBALLS, TEETH, PosedSurface, SurfaceTables
+from guava.body import Identity, Pose, Template
+from guava.camera import Camera
+from guava.model.baseline.surface import (
+    EYEBALLS,
+    TEETH,
+    PosedSurface,
+    SurfaceTables,
+    pose_template,
+    see,
+    texel_points,
+    to_camera,
+)
 from guava.model.baseline.texture import Projection, Texture
 
 IRIS_ANGLE = np.radians(33)
@@ -34,7 +46,7 @@ def finish_face(texture: Texture, projection: Projection, surface: PosedSurface,
     _lids(colors, observed, tables)
     depth = _mouth_depth(tables)
     teeth = tables.texels_of(*TEETH)
-    shade = np.clip(1 - 12 * depth, 0.35, 1)[:, None].astype(np.float32)
+    shade = np.clip(1 - 22 * depth, 0.25, 1)[:, None].astype(np.float32)
     colors[teeth] = (_TOOTH * light * shade)[teeth]
     tongue = tables.texels_of("tongue")
     colors[tongue] = (_TONGUE * light * shade)[tongue]
@@ -126,47 +138,105 @@ def _eyeball(
     observed[mine] = keep
 
 
-def lid_stretch(tables: SurfaceTables) -> np.ndarray:
-    """(F,) area of every face with both eyes shut over its area with both open; 1 if there are no blink units."""
-    template = tables.template
-    names = [n for n in ("eyeBlinkLeft", "eyeBlinkRight") if n in template.expression_names]
+@dataclass(frozen=True)
+class Lids:
+    """The skin that shut eyes show and open ones fold away.
+
+    Attributes:
+        share: (N,) in [0, 1]: how much a texel belongs to it.
+        edge: (N,) metres to the lid's edge, on the neutral template.
+    """
+
+    share: np.ndarray
+    edge: np.ndarray
+
+
+_LIDS: dict[tuple[str, int], Lids] = {}
+
+
+def lid_texels(tables: SurfaceTables) -> Lids:
+    """The face's texels that cover the eyeballs when both eyes shut, found by looking at the template from the front
+    with open and with shut eyes. Made once per template."""
+    key = (tables.template.hash, len(tables.texel_face))
+    if key not in _LIDS:
+        _LIDS.clear()
+        _LIDS[key] = _find_lids(tables)
+    return _LIDS[key]
+
+
+def shut_eyes(template: Template) -> Pose:
+    """The rest pose with both eyes shut, by blink units or by lid directions."""
     pose = Pose.rest(template)
     expression = pose.expression.clone()
-    for name in names:
-        expression[:, template.unit(name)] = 1
-    shut = Pose(pose.joints, expression, pose.body_expression, torch.ones_like(pose.eyelids), pose.translation)
-    model, identity = EHM(template), Identity.neutral(template)
+    for name in ("eyeBlinkLeft", "eyeBlinkRight"):
+        if name in template.expression_names:
+            expression[:, template.unit(name)] = 1
+    return replace(pose, expression=expression, eyelids=torch.ones_like(pose.eyelids))
 
-    def areas(p: Pose) -> np.ndarray:
-        v = model(identity, p).rest_vertices[0].double().numpy()
-        a, b, c = (v[tables.faces[:, k]] for k in range(3))
-        return np.linalg.norm(np.cross(b - a, c - a), axis=1)
 
-    with torch.no_grad():
-        before, after = areas(pose), areas(shut)
-    return np.where(before > 1e-10, after / np.maximum(before, 1e-10), 1.0)
+def _find_lids(tables: SurfaceTables) -> Lids:
+    template, identity = tables.template, Identity.neutral(tables.template)
+    opened = pose_template(template, identity, Pose.rest(template)).vertices[0]
+    closed = pose_template(template, identity, shut_eyes(template)).vertices[0]
+    balls = tables.faces_of(*EYEBALLS)
+    eyes = opened[template.faces[torch.from_numpy(balls)]].reshape(-1, 3)
+    middle = 0.5 * (eyes.amax(0) + eyes.amin(0))
+    width = float((eyes[:, 0].amax() - eyes[:, 0].amin()) * 1.4)
+    size = 512
+    # A far camera in front of the eyes: nearly orthographic.
+    camera = Camera.frontal(size, focal_ndc=100.0)
+    shift = torch.tensor([0.0, 0.0, -100.0 * width / 2]) - middle
+    face = tables.faces_of("face")
+
+    def look(vertices: torch.Tensor) -> tuple[np.ndarray, PosedSurface]:
+        surface = see(to_camera(vertices + shift, camera), tables, camera)
+        return surface.covered & balls[surface.face_ids], surface
+
+    opening, _ = look(opened)
+    _, surface = look(closed)
+    points = texel_points(surface.vertices, tables)
+    pixels = np.floor(surface.project(points)).astype(int)
+    inside = (pixels >= 0).all(1) & (pixels < size).all(1)
+    columns, rows = np.clip(pixels, 0, size - 1).T
+    nearest = points[:, 2] < surface.depth[rows, columns] + 0.003
+    distance = ndimage.distance_transform_edt(~opening) * width / size
+    fade = np.clip(1 - (distance[rows, columns] - 0.0005) / 0.0025, 0, 1)
+    skin = face[tables.texel_face]
+    share = np.where(inside & nearest & skin, fade, 0.0)
+
+    # Faces that share vertices with what lies behind the lids make the lid's edge.
+    behind = np.zeros(len(opened), bool)
+    behind[tables.faces[tables.faces_of("eye_sockets")].ravel()] = True
+    rim = np.zeros(len(opened), bool)
+    rim[tables.faces[face].ravel()] = True
+    rim &= behind
+    edge = np.full(len(share), np.inf)
+    if rim.any():
+        edge = cKDTree(opened.numpy()[rim]).query(tables.texel_rest, distance_upper_bound=0.02, workers=-1)[0]
+    return Lids(share.astype(np.float32), edge)
 
 
 def _lids(colors: np.ndarray, observed: np.ndarray, tables: SurfaceTables) -> None:
-    """Give the lids the colour of the skin round the eyes: open eyes show of them only lashes and creases.
-
-    The last stretch before the lid's edge keeps the photo's colours, so that lashes and liner stay.
-    """
-    stretch = lid_stretch(tables)[tables.texel_face]
-    face = tables.texels_of("face")
-    lid = face & (stretch > 1.5)
+    """Give the lids the colour of the skin round the eyes: open eyes show of them only lashes and creases."""
+    lids = lid_texels(tables)
+    face, lid = tables.texels_of("face"), lids.share > 0
     if not lid.any():
         return
     rest = tables.texel_rest
-    balls = tables.texels_of(*EYEBALLS)
-    near_ball = cKDTree(rest[balls]).query(rest, distance_upper_bound=0.03, workers=-1)[0]
-    clear = face & ~lid & observed & (stretch < 1.15) & (near_ball > 0.005) & (near_ball < 0.03)
+    near = cKDTree(rest[lid]).query(rest, distance_upper_bound=0.015, workers=-1)[0]
+    # Not the skin right beside the eye: shadow and lashes.
+    clear = face & ~lid & observed & (near > 0.003) & (near < 0.015)
     if clear.sum() < 50:
         return
-    away, index = cKDTree(rest[clear]).query(rest[lid], k=64, workers=-1)
-    weight = 1 / (away + 0.004) ** 2
-    skin = (colors[clear][index] * weight[..., None]).sum(1) / weight.sum(1, keepdims=True)
-    share = np.clip((stretch[lid] - 1.5) / 0.7, 0, 1)[:, None]
+    away, index = cKDTree(rest[clear]).query(rest[lid], k=96, workers=-1)
+    neighbours = colors[clear][index]
+    # Brows are dark and near, so the darker neighbours do not count.
+    level = neighbours.mean(2)
+    weight = (level >= np.quantile(level, 0.4, axis=1, keepdims=True)) / (away + 0.006) ** 2
+    skin = (neighbours * weight[..., None]).sum(1) / weight.sum(1, keepdims=True)
+    # Lashes: the edge itself stays dark.
+    lash = np.exp(-((lids.edge[lid] / 0.0007) ** 2))[:, None]
+    skin = skin * (0.94 - 0.5 * lash)
+    share = lids.share[lid][:, None]
     colors[lid] = share * skin + (1 - share) * colors[lid]
-    changed = np.nonzero(lid)[0][share[:, 0] > 0.5]
-    observed[changed] = False
+    observed[np.nonzero(lid)[0][share[:, 0] > 0.5]] = False

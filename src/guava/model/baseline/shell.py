@@ -84,11 +84,14 @@ def pixel_shell(
     unit = size / 512
     joints = tables.template.body.num_joints
     covered, class_map = surface.covered, surface.class_map(tables)
-    person = (picture.alpha > 0.3) & picture.inside
+    person = (picture.alpha > 0.1) & picture.inside
     face = face_region(surface, tables)
     hair = hair & ~shrink(face, 3 * unit)
     missing = ndimage.binary_opening((person & ~covered) | hair, np.ones((2, 2)))
-    ring = grow(missing, config.overlap * unit) & covered & person & (class_map != HAND) & ~shrink(face, 1.5 * unit)
+    # The shell knows no jaw: what lies over or hugs the face must be hair.
+    skin = covered & tables.faces_of("face")[surface.face_ids]
+    missing &= hair | ~grow(skin, 3 * unit)
+    ring = grow(missing, config.overlap * unit) & covered & person & (class_map != HAND) & ~face & ~skin
     members = missing | ring
     if not members.any() or not covered.any():
         return _empty(joints)
@@ -100,14 +103,17 @@ def pixel_shell(
         return _empty(joints)
     rows, columns = np.nonzero(members)
     bound_face = surface.face_ids[source_row, source_column]
-    group = np.where(members, tables.face_group[bound_face], -1)
+    # A hand before the chest or the upper arm is a layer of its own.
+    limb = tables.face_group[bound_face] + 3 * (tables.face_class[bound_face] == HAND)
+    group = np.where(members, limb, -1)
 
     base = _smooth_depth(surface, members, own, group, source_row, source_column, unit)
     thickness = _inflated(members)
     thickness = np.minimum(np.sqrt(2 * thickness) * config.roundness * base / surface.focal, config.max_thickness)
     limit = np.where(covered & members, surface.depth, np.inf)
     front = np.minimum(base - thickness, limit - 0.002)
-    front = np.minimum(_group_blur(np.where(members, front, 0), 1.5 * unit, group), limit - 0.0015)
+    smooth = _group_blur(np.where(members, front, 0), 1.5 * unit, group)
+    front = np.minimum(np.where(np.abs(smooth - front) < 0.01, smooth, front), limit - 0.0015)
 
     weights = _smooth_weights(surface, tables, members, group, source_row, source_column, config.weight_blur * unit)
     front_points, front_steps = _lift(surface, front, members, group, rows, columns)

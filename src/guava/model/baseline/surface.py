@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
 import torch
+from scipy import ndimage
+from scipy.sparse.linalg import factorized
 from scipy.spatial import cKDTree
 from torch import Tensor
 
@@ -26,9 +29,12 @@ INNER_PARTS = (*EYEBALLS, *TEETH, "tongue", "mouth_cavity", "eye_sockets")
 """Parts that lie behind lids and lips."""
 
 _LIMITS = {"torso": 0.10, "left_arm": 0.10, "right_arm": 0.10, "legs": 0.10, "scalp": 0.08, "neck": 0.015,
-           "left_hand": 0.004, "right_hand": 0.004}
+           "left_hand": 0.004, "right_hand": 0.004, "face": 0.004}
 LOCKED = 1e-4
-"""Displacement limit of what must not move: face and inner parts."""
+"""Displacement limit of what must not move: the inner parts."""
+
+_DIRECTION_SMOOTHING = 0.02
+"""Metres over which displacement directions are averaged, so that ears and folds move as a whole."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,7 @@ class SurfaceTables:
         vertex_limit: (V,) metres, how far the silhouette may push a vertex outwards.
         laplacian: (V, V) cotangent Laplacian (positive semi-definite) of the neutral mesh.
         vertex_area: (V,) square metres.
+        smoother: Solves (A + l^2 L) x = A b for b (V,): an average over l = 2 cm of surface.
         texel_face: (N,) face of every texel.
         texel_barycentrics: (N, 3) float32.
         texel_rows, texel_columns: (N,) place in the atlas.
@@ -49,6 +56,7 @@ class SurfaceTables:
         texel_part: (N,) index into ``Template.part_names``.
         texel_jacobian: (F, 2, 3): d(barycentric)/d(column), d(row) of every face: texel steps on the surface.
         mirror: (N,) texel nearest to the left-right mirrored place.
+        texel_border: (N,) bool: a neighbouring texel is empty; beyond it lies a seam of the atlas.
     """
 
     template: Template
@@ -58,6 +66,7 @@ class SurfaceTables:
     vertex_limit: np.ndarray
     laplacian: sp.csr_matrix
     vertex_area: np.ndarray
+    smoother: Callable[[np.ndarray], np.ndarray]
     texel_face: np.ndarray
     texel_barycentrics: np.ndarray
     texel_rows: np.ndarray
@@ -66,6 +75,7 @@ class SurfaceTables:
     texel_part: np.ndarray
     texel_jacobian: np.ndarray
     mirror: np.ndarray
+    texel_border: np.ndarray
 
     @property
     def texel_class(self) -> np.ndarray:
@@ -118,6 +128,7 @@ def _make_tables(template: Template, texture_size: int) -> SurfaceTables:
     np.minimum.at(vertex_limit, faces.ravel(), np.repeat(limit_of[face_part], 3))
     vertex_limit[~np.isfinite(vertex_limit)] = LOCKED
     laplacian, area = _cotangent_laplacian(neutral, faces)
+    solve = factorized((sp.diags(area + 1e-12) + _DIRECTION_SMOOTHING**2 * laplacian).tocsc())
 
     atlas = rasterize_uv(template, texture_size)
     mask = atlas.mask.numpy()
@@ -127,8 +138,10 @@ def _make_tables(template: Template, texture_size: int) -> SurfaceTables:
     rest = (neutral[faces[texel_face]] * barycentrics[..., None]).sum(1).astype(np.float32)
     _, mirror = cKDTree(rest).query(rest * np.float32([-1, 1, 1]), workers=-1)
     return SurfaceTables(
-        template, faces, face_class, face_group, vertex_limit, laplacian, area, texel_face, barycentrics,
+        template, faces, face_class, face_group, vertex_limit, laplacian, area,
+        lambda values: solve((area + 1e-12) * values), texel_face, barycentrics,
         rows, columns, rest, face_part[texel_face], _texel_jacobian(template, texture_size), mirror,
+        ~ndimage.binary_erosion(mask, np.ones((3, 3)))[mask],
     )
 
 
@@ -241,6 +254,12 @@ def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
         for k in range(3):
             total[:, axis] += np.bincount(faces[:, k], area[:, axis], len(vertices))
     return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-20)
+
+
+def displacement_directions(normals: np.ndarray, tables: SurfaceTables) -> np.ndarray:
+    """(V, 3) unit directions in which the silhouette moves vertices: normals averaged over the surface."""
+    smooth = np.stack([tables.smoother(normals[:, axis]) for axis in range(3)], 1)
+    return smooth / np.maximum(np.linalg.norm(smooth, axis=1, keepdims=True), 1e-9)
 
 
 def texel_points(values: np.ndarray, tables: SurfaceTables, chosen: np.ndarray | slice = slice(None)) -> np.ndarray:
