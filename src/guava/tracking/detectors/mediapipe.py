@@ -116,10 +116,13 @@ class MediaPipeDetector:
         self._previous_face: np.ndarray | None = None
         self._region: np.ndarray | None = None
         self._face_region: np.ndarray | None = None
+        self._hand_regions: list[np.ndarray | None] = [None, None]
+        self._misses = [0, 0]
 
     def reset(self) -> None:
         """Forget the previous frames."""
         self._previous_face = self._region = self._face_region = None
+        self._hand_regions, self._misses = [None, None], [0, 0]
         self._stale.update(key for key in self._graphs if key.endswith("/clip"))
 
     def close(self) -> None:
@@ -186,9 +189,12 @@ class MediaPipeDetector:
             return s.face_mesh.FaceMesh(
                 static_image_mode=still, max_num_faces=1, refine_landmarks=True, min_detection_confidence=0.4
             )
-        if kind == "hands":
+        if kind in ("hands", "hand0", "hand1"):
             return s.hands.Hands(
-                static_image_mode=still, max_num_hands=2, model_complexity=1, min_detection_confidence=0.4
+                static_image_mode=still,
+                max_num_hands=2 if kind == "hands" else 1,
+                model_complexity=1,
+                min_detection_confidence=0.4,
             )
         if kind == "selfie":
             return s.selfie_segmentation.SelfieSegmentation(model_selection=0)
@@ -361,32 +367,41 @@ class MediaPipeDetector:
         if body is None:
             return [None, None]
         scale = _body_scale(body, face)
+        centers = [_hand_center(body, side, scale, width, height) for side in (0, 1)]
         candidates: list[_Hand] = []
-        for side in (0, 1):
-            wrist = body.points[_WRISTS[side]]
-            if body.visibility[_WRISTS[side]] < 0.05:
+        if clip:
+            # One tracking graph a hand, on a crop that stays while the hand moves in it: once it holds its
+            # hand, it no longer searches for palms.
+            for side, center in enumerate(centers):
+                if center is None:
+                    continue
+                region = np.concatenate([center - 0.7 * scale, center + 0.7 * scale])
+                held = self._hand_regions[side]
+                if held is None or _iou(held, region) < 0.4:
+                    self._hand_regions[side] = held = region
+                    self._stale.add(f"hand{side}/clip")
+                candidates += self._hands_in(image, held, f"hand{side}/clip")
+        found = _assign_hands(candidates, body, scale)
+        for side, center in enumerate(centers):
+            if center is None or found[side] is not None:
+                self._misses[side] = 0
                 continue
-            palm = body.points[list(_KNUCKLES[side])].mean(0)
-            reach = palm - wrist
-            length = np.linalg.norm(reach)
-            center = wrist + reach / max(length, 1e-6) * min(1.3 * length, 0.3 * scale)
-            if np.any(center < -0.3 * scale) or np.any(center > np.array([width, height]) + 0.3 * scale):
-                continue
-            for half in (0.65, 0.45, 0.95):
-                found = self._hands_in(image, np.concatenate([center - half * scale, center + half * scale]))
-                candidates += found
-                if any(
-                    np.linalg.norm(h.points[0] - wrist) < _WRIST_LIMIT * scale and h.side == side
-                    for h in found
-                ):
+            self._misses[side] += 1
+            if clip and self._misses[side] > 3 and self._misses[side] % 5:
+                continue  # a hand that stays hidden is not searched for at full cost in every frame
+            self._stale.add(f"hand{side}/clip")
+            for half in (0.65,) if clip else (0.65, 0.45, 0.95):
+                candidates += self._hands_in(
+                    image, np.concatenate([center - half * scale, center + half * scale])
+                )
+                found = _assign_hands(candidates, body, scale)
+                if found[side] is not None and found[side].side == side and found[side].world is not None:
                     break
-                if clip:
-                    break
-        return _assign_hands(candidates, body, scale)
+        return found
 
-    def _hands_in(self, image, region) -> list[_Hand]:
+    def _hands_in(self, image, region, graph: str = "hands/still") -> list[_Hand]:
         crop = _crop(image, region, 320, enlarge=True)
-        result = self._run("hands/still", crop.pixels)
+        result = self._run(graph, crop.pixels)
         hands = []
         for i, landmarks in enumerate(result.multi_hand_landmarks or ()):
             points, depth = crop.to_image(landmarks.landmark)
@@ -451,7 +466,7 @@ def import_mediapipe():
             raise _broken(error, 'Install it again with: pip install "guava-avatar[track]"') from error
         missing = MissingDependencyError("mediapipe", "track", "The detector 'mediapipe'")
         if sys.version_info >= (3, 13):
-            version = f"{sys.version_info.major}.{sys.version_info.minor}"
+            version = ".".join(str(n) for n in sys.version_info[:2])
             missing.hint = f"It has no build for Python {version}; use Python 3.10, 3.11 or 3.12."
         raise missing from error
     except ImportError as error:
@@ -516,6 +531,20 @@ def _body_scale(body: _Body, face: _Face | None) -> float:
     """About the distance of the shoulders seen from the front, image pixels."""
     shoulders = float(np.linalg.norm(body.points[_SHOULDERS[0]] - body.points[_SHOULDERS[1]]))
     return max(shoulders, 1.8 * face.side if face is not None else 0.0, 8.0)
+
+
+def _hand_center(body: _Body, side: int, scale: float, width: int, height: int) -> np.ndarray | None:
+    """Where to look for a hand: beyond the wrist towards the knuckles; None if hidden or off the picture."""
+    wrist = body.points[_WRISTS[side]]
+    if body.visibility[_WRISTS[side]] < 0.05:
+        return None
+    reach = body.points[list(_KNUCKLES[side])].mean(0) - wrist
+    length = float(np.linalg.norm(reach))
+    center = wrist + reach / max(length, 1e-6) * min(1.3 * length, 0.3 * scale)
+    limit = 0.3 * scale
+    if np.any(center < -limit) or np.any(center > np.array([width, height]) + limit):
+        return None
+    return center
 
 
 def _assign_hands(candidates: list[_Hand], body: _Body, scale: float) -> list[_Hand | None]:
