@@ -1,1 +1,1 @@
-"""The command line: one module a verb."""
+"""The command line: one module a verb, each a dataclass of settings and a ``run``."""

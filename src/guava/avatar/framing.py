@@ -1,0 +1,108 @@
+"""Cameras that show what the photo showed."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from guava.avatar.avatar import Avatar
+from guava.body import EHM, Pose, Template
+from guava.camera import Camera
+
+_FEET = ("left_ankle", "right_ankle")
+_SIDES = {"left": ("left_shoulder", "left_elbow", "left_wrist"), "right": ("right_shoulder", "right_elbow", "right_wrist")}
+
+
+def skeleton(template: Template) -> EHM:
+    """The cheapest EHM that gives posed joints (one vertex, where the template allows it)."""
+    return EHM(template, None if template.regress_joints else torch.zeros(1, dtype=torch.long))
+
+
+def joint_pixels(avatar: Avatar, template: Template, pose: Pose, camera: Camera) -> Tensor:
+    """(T, J, 2) pixels of the avatar's joints in ``pose`` (B = T)."""
+    with torch.no_grad():
+        return camera.project(skeleton(template)(avatar.identity, pose).joints)[0]
+
+
+def photo_camera(avatar: Avatar) -> Camera:
+    """The camera of the whole photo, at the photo's own pixels."""
+    source = avatar.source
+    image_from_crop = torch.linalg.inv(source.crop_from_image.float())
+    return source.camera.through(image_from_crop, source.width, source.height)
+
+
+def framing(
+    avatar: Avatar, template: Template, size: int, *, poses: Pose | None = None, hands: tuple[bool, bool] = (True, True)
+) -> Camera:
+    """A square camera from where the photo was taken, framed by what the photo shows.
+
+    It starts from the avatar's crop. Where the photo cuts the person (below the chest, say), the frame
+    ends at the photo's edge, so that nothing that was made up becomes the subject. If the person's hands
+    rise above the lower edge in ``poses`` and leave the frame, it widens upwards and sideways until they
+    are in.
+
+    Args:
+        avatar: Whom to frame.
+        template: The avatar's.
+        size: Side of the picture in pixels.
+        poses: B = T, all poses that will be shown.
+        hands: Left and right: whose hands are to be kept in the frame.
+    """
+    source = avatar.source
+    side = float(source.camera.width)
+    corners = torch.tensor([[0.0, 0.0], [source.width, source.height]])
+    affine = source.crop_from_image.float()
+    (photo_left, _), (photo_right, photo_bottom) = (corners @ affine[:2, :2].T + affine[:2, 2]).tolist()
+    at = joint_pixels(avatar, template, source.pose, source.camera)[0]
+
+    def place(names: tuple[str, ...], axis: int) -> Tensor:
+        return at[[template.joint(name) for name in names], axis]
+
+    left, right, bottom = 0.0, side, side
+    if photo_bottom < side and bool((place(_FEET, 1) > photo_bottom).any()):
+        bottom = photo_bottom
+    # The person's left is the picture's right.
+    if photo_right < side and bool((place(_SIDES["left"], 0) > photo_right).any()):
+        right = photo_right
+    if photo_left > 0 and bool((place(_SIDES["right"], 0) < photo_left).any()):
+        left = photo_left
+    width = max(right - left, bottom if bottom == side else 0.0)
+    head = float(at[template.joint("head"), 1])
+    # Room above the head: as much as the crop gives it, within the square.
+    width = max(width, bottom - (head - 0.45 * (bottom - head)))
+    center = (left + right) / 2
+    top = bottom - width
+
+    if poses is not None and any(hands):
+        names = [
+            f"{s}_{part}" for s, wanted in zip(("left", "right"), hands, strict=True) if wanted
+            for part in ("elbow", "wrist", "index3", "middle3", "ring3", "pinky3", "thumb3")
+        ]
+        points = joint_pixels(avatar, template, poses, source.camera)[:, [template.joint(n) for n in names]]
+        points = points.reshape(-1, 2)
+        points = points[points[:, 1] < bottom]
+        if len(points):
+            room = 0.05 * side
+            low, high = points.amin(0) - room, points.amax(0) + room
+            x0, x1 = min(center - width / 2, float(low[0])), max(center + width / 2, float(high[0]))
+            top = min(top, float(low[1]))
+            width = max(x1 - x0, bottom - top)
+            center = (x0 + x1) / 2
+            top = bottom - width
+    scale = size / width
+    frame = torch.tensor([[scale, 0, scale * (width / 2 - center)], [0, scale, -scale * top], [0, 0, 1.0]])
+    return source.camera.through(frame, size, size)
+
+
+def pivot(avatar: Avatar, template: Template) -> Tensor:
+    """(3,) the point that the camera goes round: inside the neck, in the photo's pose, world metres."""
+    with torch.no_grad():
+        joints = skeleton(template)(avatar.identity, avatar.source.pose).joints[0]
+    return (joints[template.joint("neck")] + joints[template.joint("head")]) / 2
+
+
+def view_from(camera: Camera, yaw: float, pitch: float, center: Tensor) -> Camera:
+    """The camera moved round ``center`` by degrees: yaw towards the picture's right, pitch upwards."""
+    return camera.orbit(math.radians(yaw), math.radians(pitch), center)

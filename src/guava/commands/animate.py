@@ -1,0 +1,153 @@
+"""``guava animate``: an avatar and a motion become a video."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from guava.commands.console import bar, check_output, parse_color, say, warn, write_sidecar
+
+if TYPE_CHECKING:
+    from guava.avatar import Avatar
+    from guava.body import Template
+    from guava.motion import Motion, Performance
+
+
+@dataclass(frozen=True)
+class Config:
+    """Make an avatar move, and write the video.
+
+    The avatar keeps its shape; the motion gives pose, expression and gaze. Examples:
+
+        guava animate me.guava --motion talk -o talk.mp4
+
+        guava animate me.guava --motion someone.motion --yaw 20 -o other.mp4
+    """
+
+    avatar: tyro.conf.Positional[Path]
+    """An avatar file, from guava reconstruct."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """The video to write (.mp4, .mov or .mkv). Beside it goes OUT.mp4.json, which says how it was made."""
+    motion: str = "talk"
+    """A clip of ours (talk, idle, wave) or a motion file, from guava track."""
+    size: int = 512
+    """Side of the video in pixels."""
+    fps: float | None = None
+    """Frames a second; the motion's own if left out."""
+    seconds: float | None = None
+    """Length; the motion's own if left out. A looping motion repeats, another stops earlier."""
+    yaw: float = 0.0
+    """Degrees that the camera moves to its right, round the head."""
+    pitch: float = 0.0
+    """Degrees that the camera moves up."""
+    background: str = "white"
+    """white, black, grey, green, or #rrggbb."""
+    arms: Literal["auto", "motion", "photo"] = "auto"
+    """Whose arms: "motion" lets both follow the motion, "photo" keeps both as the photo has them, "auto"
+    lets those
+    follow whose hand the photo shows."""
+    anchor: Literal["auto", "photo", "motion"] = "auto"
+    """What the body's stance starts from: "photo" moves the person from the photo's own pose, "motion"
+    takes the
+    motion's stance as it is. "auto": the photo for our clips, the motion for motion files."""
+    seed: int = 0
+    """Another take of a clip of ours."""
+
+
+def run(config: Config) -> None:
+    """Render the video."""
+    from guava.avatar import load_avatar
+    from guava.body import load_template
+    from guava.errors import InputError
+
+    check_output(config.output, ".mp4", ".mov", ".mkv")
+    background = parse_color(config.background)
+    if not 16 <= config.size <= 4096:
+        raise InputError(f"--size {config.size} is outside 16 to 4096.")
+    if config.fps is not None and not 1 <= config.fps <= 240:
+        raise InputError(f"--fps {config.fps:g} is outside 1 to 240.")
+    template = load_template()
+    avatar = load_avatar(config.avatar, template)
+    motion, anchor = find_motion(config.motion, template, config.seed)
+    if config.anchor != "auto":
+        anchor = config.anchor
+    performance = perform(motion, avatar, template, anchor, config.arms, config.fps, config.seconds)
+    warn(performance.notes)
+    rate = render_video(
+        avatar, template, performance, config.output, size=config.size, yaw=config.yaw, pitch=config.pitch,
+        background=background,
+    )
+    count = performance.pose.joints.shape[0]
+    write_sidecar(
+        config.output, "animate", config, frames=count, fps=performance.fps, notes=list(performance.notes),
+        template_hash=template.hash, source_sha256=avatar.source.sha256, synthetic_media=True,
+    )
+    say(f"{config.output}: {count} frames, {count / performance.fps:.1f} s; rendered at {rate:.1f} frames/s")
+
+
+def find_motion(name: str, template: Template, seed: int = 0) -> tuple[Motion, Literal["photo", "motion"]]:
+    """A clip by name or a motion file, and what its stance starts from.
+
+    Raises:
+        InputError: Neither a clip nor a file.
+        FileFormatError: The file is no motion.
+    """
+    from guava.errors import InputError
+    from guava.motion import CLIP_NAMES, load_motion, make_clip
+
+    if name in CLIP_NAMES:
+        return make_clip(name, template, seed), "photo"
+    if not Path(name).is_file():
+        raise InputError(
+            f"'{name}' is neither a clip nor a file.", f"Clips: {', '.join(CLIP_NAMES)}; files: see guava track."
+        )
+    return load_motion(name), "motion"
+
+
+def perform(
+    motion: Motion, avatar: Avatar, template: Template, anchor: str, arms: str, fps: float | None, seconds: float | None
+) -> Performance:
+    """The motion on the avatar, at a frame rate and length."""
+    from dataclasses import replace
+
+    import torch
+
+    from guava.errors import InputError
+    from guava.motion import apply_motion, resample
+
+    motion = resample(motion, fps or motion.fps or 25.0)
+    performance = apply_motion(motion, avatar, template, anchor=anchor, arms=arms)
+    if seconds is not None:
+        if seconds <= 0:
+            raise InputError(f"--seconds {seconds:g} is not a length.")
+        count = max(1, round(seconds * performance.fps))
+        own = performance.pose.joints.shape[0]
+        frames = torch.arange(count) % own if performance.loop or own == 1 else torch.arange(min(count, own))
+        performance = replace(performance, pose=performance.pose[frames])
+    return performance
+
+
+def render_video(
+    avatar: Avatar, template: Template, performance: Performance, output: Path, *, size: int, yaw: float = 0.0,
+    pitch: float = 0.0, background: tuple[float, float, float] = (1.0, 1.0, 1.0), description: str = "animate",
+) -> float:
+    """Render and encode, frame by frame; returns frames a second."""
+    from guava.avatar import Animator, over
+    from guava.avatar.framing import framing, pivot, view_from
+    from guava.photo import VideoWriter
+
+    animator = Animator(avatar, template)
+    camera = framing(avatar, template, size, poses=performance.pose, hands=performance.arms)
+    if yaw or pitch:
+        camera = view_from(camera, yaw, pitch, pivot(avatar, template))
+    count = performance.pose.joints.shape[0]
+    with VideoWriter(output, performance.fps, (size, size)) as writer:
+        with bar(range(count), desc=description, unit="frame") as frames:
+            for t in frames:
+                writer.write(over(animator.render(performance.pose[t : t + 1], camera), background).numpy())
+            rate = count / max(frames.format_dict["elapsed"], 1e-9)
+    warn(writer.notes)
+    return rate

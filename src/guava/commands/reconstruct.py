@@ -1,0 +1,122 @@
+"""``guava reconstruct``: a photo becomes an avatar file."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from guava.commands.console import check_output, say, settings_of, stage_bar, warn
+
+if TYPE_CHECKING:
+    from guava.avatar import Avatar
+
+
+@dataclass(frozen=True)
+class Config:
+    """Make an avatar from one photo of a person.
+
+    The face must be in view; the more of the upper body, the better. What the photo does not show (the
+    back, hidden hands) is inferred, and marked as such in the file. Example:
+
+        guava reconstruct me.jpg -o me.guava
+    """
+
+    photo: tyro.conf.Positional[Path]
+    """JPEG, PNG, WebP, TIFF or GIF."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """The avatar file to write, for instance me.guava."""
+    model: str = "baseline"
+    """How the avatar is made. "baseline" needs no weights: it projects the photo onto the fitted body,
+    bends the
+    surface to the silhouette and adds a shell of pixels for hair and cloth."""
+    detector: Literal["mediapipe", "simcc"] = "mediapipe"
+    """What finds face, body and hands. "simcc" needs --detector-model."""
+    detector_model: Path | None = None
+    """A COCO-WholeBody SimCC ONNX file of yours (DWPose, RTMW), for --detector simcc."""
+    consent: str = "not stated"
+    """What the pictured person has agreed to, in your words; stored in the file."""
+    profile: bool = False
+    """Print how long each stage took."""
+
+
+def run(config: Config) -> None:
+    """Make and save the avatar."""
+    from guava.avatar import save_avatar
+
+    check_output(config.output)
+    avatar, profile = make_avatar(config)
+    save_avatar(avatar, config.output)
+    warn(avatar.provenance.notes)
+    if config.profile:
+        print(profile, file=sys.stderr)
+    seen = 100 * avatar.provenance.observed_fraction
+    say(f"{config.output}: {len(avatar.gaussians):,} Gaussians, {seen:.0f} % of them seen in the photo")
+
+
+def make_avatar(config: Config) -> tuple[Avatar, str]:
+    """Photo -> avatar, with a progress bar; also the table of stage times.
+
+    Raises:
+        GuavaError: The photo cannot be used, nobody is in it, or a package is missing.
+    """
+    from time import perf_counter
+
+    from guava.model import GENERATORS, reconstruct
+    from guava.model.baseline import STAGES
+    from guava.model.stages import Stages
+    from guava.photo import load_photo
+    from guava.tracking import TrackingConfig, track_image
+
+    if config.model not in GENERATORS:
+        from guava.errors import InputError
+
+        raise InputError(f"There is no model '{config.model}'.", f"Choose one of: {', '.join(sorted(GENERATORS))}")
+    photo = load_photo(config.photo)
+    steps = 2 + len(STAGES)
+    with stage_bar("reconstruct") as progress:
+        progress("load", 0, steps)
+        start = perf_counter()
+        detector = open_detector(config.detector, config.detector_model)
+        loaded = perf_counter()
+        progress("track", 1, steps)
+        tracked = track_image(photo, config=TrackingConfig(detector=config.detector), detector=detector)
+        done = perf_counter()
+        stages = Stages(STAGES, lambda stage, number, _total: progress(stage, 2 + number, steps))
+        avatar = reconstruct(photo, tracked, model=config.model, stages=stages)
+    provenance = avatar.provenance
+    avatar = replace(
+        avatar,
+        provenance=replace(
+            provenance,
+            settings={**provenance.settings, "command": settings_of(config)},
+            subject_consent=config.consent,
+            notes=tuple(dict.fromkeys((*photo.notes, *tracked.quality.notes, *provenance.notes))),
+        ),
+    )
+    lines = [f"{'detector':<14}{loaded - start:7.2f} s", f"{'track':<14}{done - loaded:7.2f} s", stages.table()]
+    return avatar, "\n".join(lines)
+
+
+def open_detector(name: str, model: Path | None):
+    """The detector that the user asked for.
+
+    Raises:
+        InputError: "simcc" without a model, or a model for a detector that brings its own.
+        MissingDependencyError: Its package is not installed.
+    """
+    from guava.errors import InputError
+    from guava.tracking.detectors import create_detector
+
+    if name == "simcc":
+        if model is None:
+            raise InputError(
+                "The detector 'simcc' runs a model file of yours.", "Name it: --detector-model dw-ll_ucoco_384.onnx"
+            )
+        return create_detector(name, model=model)
+    if model is not None:
+        raise InputError(f"The detector '{name}' brings its own models.", "Leave out --detector-model.")
+    return create_detector(name)

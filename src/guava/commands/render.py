@@ -1,0 +1,200 @@
+"""``guava render``: one picture of an avatar, or a turntable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from guava.commands.console import bar, check_output, parse_color, say, warn, write_sidecar
+from guava.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from guava.avatar import Avatar
+    from guava.body import Pose, Template
+
+
+@dataclass(frozen=True)
+class Config:
+    """Draw an avatar: in the photo's pose, at rest, or at a moment of a motion; from any side.
+
+    Examples:
+
+        guava render me.guava -o me.png
+
+        guava render me.guava --pose wave --time 1.6 --yaw 25 -o wave.png
+
+        guava render me.guava --over me.jpg -o check.png
+
+        guava render me.guava --turntable round.mp4
+    """
+
+    avatar: tyro.conf.Positional[Path]
+    """An avatar file, from guava reconstruct."""
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """The picture to write (.png, .jpg or .webp)."""
+    pose: str = "source"
+    """"source" is the photo's own pose, "rest" the T pose with a neutral face; else a clip (talk, idle,
+    wave) or a
+    motion file, at --time."""
+    time: float = 0.0
+    """Seconds into the motion."""
+    yaw: float = 0.0
+    """Degrees that the camera moves to its right, round the head."""
+    pitch: float = 0.0
+    """Degrees that the camera moves up."""
+    size: int = 512
+    """Side of the picture in pixels."""
+    background: str = "white"
+    """white, black, grey, green, #rrggbb, or transparent (.png and .webp)."""
+    over: Path | None = None
+    """The photo that the avatar was made from: the avatar is drawn at the photo's own pixels, and every
+    pixel that
+    it does not touch stays as it is, bit for bit (.png only)."""
+    turntable: Path | None = None
+    """Also, or instead of -o, write a video (.mp4) in which the camera goes once round the person."""
+    seconds: float = 6.0
+    """Length of the turntable."""
+
+
+def run(config: Config) -> None:
+    """Draw and save."""
+    from guava.avatar import load_avatar
+    from guava.body import load_template
+
+    if config.output is None and config.turntable is None:
+        raise InputError("Nothing to write.", "Give -o OUT.png, --turntable OUT.mp4, or both.")
+    clear = config.background == "transparent"
+    if config.output is not None:
+        kinds = (".png",) if config.over else (".png", ".webp") if clear else (".png", ".jpg", ".jpeg", ".webp")
+        check_output(config.output, *kinds)
+    if config.turntable is not None:
+        check_output(config.turntable, ".mp4", ".mov", ".mkv")
+    if not 16 <= config.size <= 4096:
+        raise InputError(f"--size {config.size} is outside 16 to 4096.")
+    background = (1.0, 1.0, 1.0) if clear else parse_color(config.background)
+    if config.over and (config.yaw or config.pitch):
+        raise InputError("--over draws from where the photo was taken.", "Leave out --yaw and --pitch.")
+    template = load_template()
+    avatar = load_avatar(config.avatar, template)
+    pose = find_pose(config.pose, config.time, avatar, template)
+    facts = {"template_hash": template.hash, "source_sha256": avatar.source.sha256, "synthetic_media": True}
+    if config.output is not None:
+        _picture(config, avatar, template, pose, background, clear)
+        write_sidecar(config.output, "render", config, **facts)
+        say(f"{config.output}")
+    if config.turntable is not None:
+        render_turntable(
+            avatar, template, pose, config.turntable, size=config.size, pitch=config.pitch, seconds=config.seconds,
+            background=background,
+        )
+        write_sidecar(config.turntable, "render", config, **facts)
+        say(f"{config.turntable}")
+
+
+def _picture(config: Config, avatar: Avatar, template: Template, pose: Pose, background, clear: bool) -> None:
+    from guava.avatar import Animator, over
+    from guava.avatar.framing import framing, pivot, view_from
+    from guava.photo import load_photo, save_image
+
+    animator = Animator(avatar, template)
+    if config.over:
+        photo = load_photo(config.over)
+        if photo.sha256 != avatar.source.sha256:
+            warn([f"'{photo.name}' is not the very file that the avatar was made from ('{avatar.source.name}')."])
+        save_image(config.output, draw_over(photo.pixels, animator, pose))
+        return
+    camera = framing(avatar, template, config.size, poses=None if config.pose == "source" else pose)
+    if config.yaw or config.pitch:
+        camera = view_from(camera, config.yaw, config.pitch, pivot(avatar, template))
+    drawn = animator.render(pose, camera)
+    save_image(config.output, drawn.numpy() if clear else over(drawn, background).numpy())
+
+
+def draw_over(pixels: np.ndarray, animator, pose: Pose) -> np.ndarray:
+    """The avatar at the photo's own pixels; pixels that no Gaussian touches are copied.
+
+    Args:
+        pixels: (H, W, 3) uint8, the photo that the avatar was made from.
+        animator: The avatar's :class:`guava.avatar.Animator`.
+        pose: B = 1.
+
+    Raises:
+        InputError: The photo has another size than the avatar's.
+    """
+    import numpy as np
+    import torch
+
+    from guava.avatar import over
+    from guava.avatar.framing import photo_camera
+
+    source = animator.avatar.source
+    if pixels.shape[:2] != (source.height, source.width):
+        raise InputError(
+            f"The photo has {pixels.shape[1]}x{pixels.shape[0]} pixels; the avatar was made from one with "
+            f"{source.width}x{source.height}.",
+            f"Use the photo itself ('{source.name}').",
+        )
+    drawn = animator.render(pose, photo_camera(animator.avatar))
+    mixed = over(drawn, torch.from_numpy(pixels.astype(np.float32) / 255)).numpy()
+    touched = drawn[..., 3:].numpy() > 0
+    return np.where(touched, mixed, pixels)
+
+
+def find_pose(name: str, seconds: float, avatar: Avatar, template: Template) -> Pose:
+    """"source", "rest" (standing where the photo has the person), or a moment of a motion; B = 1."""
+    from guava.body import Pose
+    from guava.commands.animate import find_motion
+    from guava.motion import apply_motion
+
+    if name == "source":
+        return avatar.source.pose
+    if name == "rest":
+        return place_neck(Pose.rest(template), avatar, template)
+    motion, anchor = find_motion(name, template)
+    frame = round(seconds * (motion.fps or 25.0))
+    if not 0 <= frame < len(motion) and not motion.loop:
+        raise InputError(f"--time {seconds:g} is outside the motion.", f"It has {len(motion)} frames.")
+    arms = "motion" if anchor == "photo" else "auto"
+    performance = apply_motion(motion, avatar, template, anchor=anchor, arms=arms)
+    return performance.pose[frame % len(motion) : frame % len(motion) + 1]
+
+
+def place_neck(pose: Pose, avatar: Avatar, template: Template) -> Pose:
+    """``pose`` (B = 1) moved so that its neck is where the photo's is."""
+    from dataclasses import replace
+
+    import torch
+
+    from guava.avatar.framing import skeleton
+
+    neck, ehm = template.joint("neck"), skeleton(template)
+    with torch.no_grad():
+        here = ehm(avatar.identity, avatar.source.pose).joints[:, neck]
+        there = ehm(avatar.identity, pose).joints[:, neck]
+    return replace(pose, translation=pose.translation + here - there)
+
+
+def render_turntable(
+    avatar: Avatar, template: Template, pose: Pose, output: Path, *, size: int, pitch: float = 0.0,
+    seconds: float = 6.0, fps: float = 25.0, background=(1.0, 1.0, 1.0), description: str = "turntable",
+) -> None:
+    """A video in which the camera goes once round the person, in one pose, starting at the photo's view."""
+    from guava.avatar import Animator, over
+    from guava.avatar.framing import framing, pivot, view_from
+    from guava.photo import VideoWriter
+
+    if seconds <= 0:
+        raise InputError(f"--seconds {seconds:g} is not a length.")
+    animator = Animator(avatar, template)
+    camera, center = framing(avatar, template, size), pivot(avatar, template)
+    count = max(2, round(seconds * fps))
+    with VideoWriter(output, fps, (size, size)) as writer:
+        for t in bar(range(count), desc=description, unit="frame"):
+            view = view_from(camera, 360 * t / count, pitch, center)
+            writer.write(over(animator.render(pose, view), background).numpy())
+    warn(writer.notes)
