@@ -204,7 +204,7 @@ def test_saving(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png"]
 
 
-def test_warp_maps_coordinates(rng=np.random.default_rng(2)):
+def test_warp_maps_coordinates():
     # A linear ramp is reproduced exactly by bilinear sampling and by averaging over symmetric areas.
     x, y = np.meshgrid(np.arange(96) + 0.5, np.arange(64) + 0.5)
     ramp = np.stack([x, y], -1)
@@ -225,7 +225,8 @@ def test_warp_antialiases_and_fills_the_border():
     assert np.abs(small - 0.5).max() < 0.12
     picture = np.full((10, 10, 3), 200, np.uint8)
     out = warp_affine(picture, np.array([[1, 0, 5], [0, 1, 0], [0, 0, 1.0]]), (20, 10), (1, 2, 3))
-    assert (out[:, :5] == (1, 2, 3)).all() and (out[:, 5:15] == 200).all() and (out[:, 15:] == (1, 2, 3)).all()
+    assert (out[:, :5] == (1, 2, 3)).all() and (out[:, 15:] == (1, 2, 3)).all()
+    assert (out[:, 5:15] == 200).all()
     assert out.dtype == np.uint8
     with pytest.raises(ValueError, match="singular"):
         warp_affine(picture, np.zeros((3, 3)), (4, 4))

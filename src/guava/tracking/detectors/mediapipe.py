@@ -309,7 +309,7 @@ class MediaPipeDetector:
         for side, found in enumerate((result.left_hand_landmarks, result.right_hand_landmarks)):
             if found:
                 xy, z = crop.to_image(found.landmark)
-                hands.append(_Hand(xy, z, None, side, 0.5))
+                hands.append(_Hand(xy, z, None, side, 0.25))
         mesh = crop.to_image(result.face_landmarks.landmark) if result.face_landmarks else None
         return _Body(points, depth, visibility, world, tuple(hands), mesh)
 
