@@ -1,8 +1,9 @@
 """Tracking (paper Sec. 3.1, B.5): from a picture or a video to template parameters."""
 
 from guava.tracking.config import BodyFitConfig, FaceFitConfig, TrackingConfig
+from guava.tracking.file import load_tracked, save_tracked
 from guava.tracking.sequence import FitQuality, Keypoints, SourceMedia, TrackedSequence
-from guava.tracking.track import track_detections, track_image
+from guava.tracking.track import track_detections, track_image, track_video
 
 __all__ = [
     "BodyFitConfig",
@@ -12,6 +13,9 @@ __all__ = [
     "SourceMedia",
     "TrackedSequence",
     "TrackingConfig",
+    "load_tracked",
+    "save_tracked",
     "track_detections",
     "track_image",
+    "track_video",
 ]

@@ -82,6 +82,10 @@ class TrackingConfig:
     """Side of the square crop in pixels."""
     crop_margin: float = 1.1
     """Side of the crop over the larger side of the person's box."""
+    identity_frames: int = 48
+    """Frames from which the identity of a longer clip is found; clips up to this length are solved at once."""
+    keep_clip_masks: bool = False
+    """Keep the person masks of a clip (a photo's mask is always kept)."""
     chunk: int = 240
     """Frames that are solved together; longer clips are cut with an overlap."""
     overlap: int = 12

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from guava.body import Template
+from guava.camera import Camera
 from guava.tracking.config import FaceFitConfig
 from guava.tracking.fit.face import ExpressionPrior, FaceObservation
 
@@ -29,7 +30,7 @@ def flat_prior(template: Template, frames: int, config: FaceFitConfig) -> Expres
 
 
 def expression_prior(
-    template: Template, observation: FaceObservation, config: FaceFitConfig
+    template: Template, camera: Camera, observation: FaceObservation, config: FaceFitConfig
 ) -> ExpressionPrior:
     """The best prior that there is for this template and landmark layout."""
     return flat_prior(template, observation.points.shape[0], config)

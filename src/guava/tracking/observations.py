@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -137,6 +137,34 @@ def gather(
         observation,
         {"face": face, "body": body, "left_hand": left, "right_hand": right},
         torch.tensor([p is not None for p in people], dtype=torch.bool).reshape(frames),
+    )
+
+
+def select_frames(observations: Observations, index: torch.Tensor) -> Observations:
+    """Only the frames ``index`` (n,)."""
+    face, body = observations.face, observations.body
+    return Observations(
+        replace(
+            face,
+            points=face.points[index],
+            confidence=face.confidence[index],
+            depth=None if face.depth is None else face.depth[index],
+        ),
+        replace(
+            body,
+            points=body.points[index],
+            confidence=body.confidence[index],
+            directions=body.directions[index],
+            direction_confidence=body.direction_confidence[index],
+            hand_points=body.hand_points[index],
+            hand_confidence=body.hand_confidence[index],
+            hand_depth=None if body.hand_depth is None else body.hand_depth[index],
+        ),
+        {
+            name: Keypoints(k.points[index], k.confidence[index], k.depth[index])
+            for name, k in observations.keypoints.items()
+        },
+        observations.valid[index],
     )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from guava.body import Identity, Pose, Template, load_template
+from guava.body import Pose, Template, load_template
 from guava.camera import Camera
 from guava.errors import NoPersonError
 from guava.tracking.config import TrackingConfig
@@ -20,53 +21,165 @@ from guava.tracking.expression import expression_prior
 from guava.tracking.fit.body import BodyFit, fit_body
 from guava.tracking.fit.face import fit_face
 from guava.tracking.fit.hand import fit_hand
-from guava.tracking.observations import Observations, gather
+from guava.tracking.observations import Observations, gather, select_frames
 from guava.tracking.quality import measure
 from guava.tracking.sequence import SourceMedia, TrackedSequence
+from guava.tracking.smoothness import frame_links
+
+if TYPE_CHECKING:
+    from guava.photo import Photo
+    from guava.tracking.detection import DetectedClip
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
 
 
-def frame_links(valid: Tensor, shots: Tensor) -> Tensor:
-    """(T-1,) float64: 1 where two neighbouring frames are both valid and of one shot."""
-    return (valid[1:] & valid[:-1] & (shots[1:] == shots[:-1])).double()
+@dataclass(frozen=True)
+class SharedIdentity:
+    """What all chunks of a clip have in common.
+
+    Attributes:
+        head_shape: (S_head,) beta_f.
+        body: The body stage's shared values (shape, dJ, hand size).
+    """
+
+    head_shape: Tensor
+    body: Tensor
 
 
 def fit_observations(
-    observations: Observations, camera: Camera, shots: Tensor, template: Template, config: TrackingConfig
-) -> BodyFit:
-    """Both stages (Eq. 7, then Eq. 8) over one chunk of frames.
+    observations: Observations,
+    camera: Camera,
+    links: Tensor,
+    template: Template,
+    config: TrackingConfig,
+    identity: SharedIdentity | None = None,
+) -> tuple[BodyFit, SharedIdentity]:
+    """Both stages (Eq. 7, then Eq. 8) over frames that are solved together.
 
     Args:
         observations: Crop pixels.
         camera: Unbatched camera of the crop.
-        shots: (T,) numbers that change at cuts.
+        links: (T-1,) smoothness weights of neighbouring frames.
         template: The template.
         config: Settings.
+        identity: Known from other frames, then held fixed.
     """
-    links = frame_links(observations.valid, shots) * config.smoothness
-    face_prior = expression_prior(template, observations.face, config.face)
-    face = fit_face(template, camera, observations.face, face_prior, links, config.face)
+    face_prior = expression_prior(template, camera, observations.face, config.face)
+    face = fit_face(
+        template,
+        camera,
+        observations.face,
+        face_prior,
+        links,
+        config.face,
+        None if identity is None else identity.head_shape,
+    )
     person_depth = -face.translation[:, 2]
+    body = observations.body
     hands = tuple(
         fit_hand(
             template,
             camera,
             name,
-            observations.body.hand_points[:, side],
-            observations.body.hand_confidence[:, side],
-            None if observations.body.hand_depth is None else observations.body.hand_depth[:, side],
+            body.hand_points[:, side],
+            body.hand_confidence[:, side],
+            None if body.hand_depth is None else body.hand_depth[:, side],
             person_depth,
             links,
             config.body,
         )
         for side, name in enumerate(("left", "right"))
     )
-    fit, _ = fit_body(
-        template, camera, observations.body, face, observations.face.seen, hands, links, config.body
+    fit, shared = fit_body(
+        template,
+        camera,
+        body,
+        face,
+        observations.face.seen,
+        hands,
+        links,
+        config.body,
+        None if identity is None else identity.body,
     )
-    return fit
+    return fit, SharedIdentity(face.shape, shared)
+
+
+def fit_clip(
+    observations: Observations,
+    camera: Camera,
+    links: Tensor,
+    template: Template,
+    config: TrackingConfig,
+    progress: Progress | None = None,
+) -> BodyFit:
+    """Fit any number of frames in bounded memory.
+
+    Short clips are solved at once. Of longer ones the identity is found first, from frames spread over the clip;
+    then chunks of ``config.chunk`` frames are solved with it, overlapping by ``config.overlap``.
+
+    Args:
+        observations: All frames.
+        camera: Unbatched camera of the crop.
+        links: (T-1,) smoothness weights.
+        template: The template.
+        config: Settings.
+        progress: Called with ("fit", frames done, frames in all).
+    """
+    frames = len(observations.valid)
+    if frames <= config.identity_frames:
+        fit, _ = fit_observations(observations, camera, links, template, config)
+        if progress is not None:
+            progress("fit", frames, frames)
+        return fit
+    chosen = _identity_frames(observations, config.identity_frames)
+    _, identity = fit_observations(
+        select_frames(observations, chosen),
+        camera,
+        torch.zeros(len(chosen) - 1, dtype=torch.float64),
+        template,
+        config,
+    )
+    parts = []
+    stride = max(1, config.chunk - config.overlap)
+    for first in range(0, max(1, frames - config.overlap), stride):
+        index = torch.arange(first, min(frames, first + config.chunk))
+        fit, _ = fit_observations(
+            select_frames(observations, index),
+            camera,
+            links[first : first + len(index) - 1],
+            template,
+            config,
+            identity,
+        )
+        # Of an overlap each side keeps the half that lies deeper inside its own chunk.
+        low = 0 if first == 0 else config.overlap // 2
+        last = first + config.chunk >= frames
+        high = len(index) if last else len(index) - (config.overlap - config.overlap // 2)
+        parts.append((fit, slice(low, high)))
+        if progress is not None:
+            progress("fit", first + high, frames)
+    poses = [fit.pose[rows] for fit, rows in parts]
+    pose = Pose(*(torch.cat([getattr(p, f.name) for p in poses]) for f in fields(Pose)))
+    return BodyFit(
+        parts[0][0].identity,
+        pose,
+        torch.cat([fit.hand_points[rows] for fit, rows in parts]),
+        torch.cat([fit.body_points[rows] for fit, rows in parts]),
+    )
+
+
+def _identity_frames(observations: Observations, count: int) -> Tensor:
+    """Frames with a face, spread evenly over those that show the most."""
+    body = observations.body
+    seen = observations.face.seen & observations.valid
+    shown = observations.face.confidence.mean(1) + body.confidence.mean(1) + body.hand_confidence.mean((1, 2))
+    known = seen.nonzero()[:, 0]
+    if len(known) <= count:
+        return known
+    # The best frame of each of ``count`` equal stretches.
+    edges = torch.linspace(0, len(known), count + 1).round().long()
+    return torch.stack([known[a:b][shown[known[a:b]].argmax()] for a, b in zip(edges[:-1], edges[1:])])
 
 
 def track_detections(
@@ -77,11 +190,13 @@ def track_detections(
     detector: str,
     fps: float = 0.0,
     timestamps: Tensor | None = None,
+    frame_indices: Tensor | None = None,
     shots: Tensor | None = None,
     template: Template | None = None,
     config: TrackingConfig | None = None,
     notes: Sequence[str] = (),
     keep_masks: bool = True,
+    progress: Progress | None = None,
 ) -> TrackedSequence:
     """Fit the template to detections that were made earlier.
 
@@ -92,11 +207,13 @@ def track_detections(
         detector: Name of the detector.
         fps: Frames a second, 0 for a still.
         timestamps: (T,) seconds; counted from ``fps`` if left out.
+        frame_indices: (T,) numbers in the source; counted from 0 if left out.
         shots: (T,) int64; one shot if left out.
         template: The open template if left out.
         config: Settings.
         notes: Put before the report's own notes.
         keep_masks: Keep the person masks (S x S bytes a frame).
+        progress: Called as the fit goes on.
 
     Raises:
         NoPersonError: No frame shows a person with a face.
@@ -118,7 +235,9 @@ def track_detections(
     observations = gather(detections, crops, image_sizes)
     camera = Camera.frontal(config.crop_size)
     with torch.no_grad():
-        fit = fit_observations(observations, camera, shots, template, config)
+        stamps = _timestamps(frames, fps) if timestamps is None else timestamps.double()
+        links = frame_links(observations.valid, shots, stamps) * config.smoothness
+        fit = fit_clip(observations, camera, links, template, config, progress)
         pose = _hold_invalid(fit.pose, observations.valid)
         fit = replace(fit, pose=pose)
         masks = _crop_masks(detections, crops, config.crop_size) if keep_masks else None
@@ -135,8 +254,8 @@ def track_detections(
             camera.height,
         ),
         fps=fps,
-        timestamps=_timestamps(frames, fps) if timestamps is None else timestamps.double(),
-        frame_indices=torch.arange(frames),
+        timestamps=stamps,
+        frame_indices=torch.arange(frames) if frame_indices is None else frame_indices.long(),
         valid=observations.valid,
         shots=shots,
         crop_from_image=torch.from_numpy(crops).float(),
@@ -211,7 +330,7 @@ def _hold_invalid(pose: Pose, valid: Tensor) -> Pose:
 
 
 def track_image(
-    photo: str | os.PathLike | np.ndarray | object,
+    photo: str | os.PathLike | np.ndarray | Photo,
     *,
     config: TrackingConfig | None = None,
     template: Template | None = None,
@@ -233,41 +352,79 @@ def track_image(
         InputError: The picture cannot be used.
         MissingDependencyError: The detector is not installed.
     """
-    from guava.photo import load_photo
+    from guava.photo import Photo, load_photo
+    from guava.tracking.detection import detect_photo, photo_notes
+    from guava.tracking.detectors import create_detector
 
     config = config or TrackingConfig()
     if isinstance(photo, (str, os.PathLike)):
         photo = load_photo(photo)
-    if isinstance(photo, np.ndarray):
-        pixels, media = photo, SourceMedia("picture", "", photo.shape[1], photo.shape[0])
-    else:
-        pixels = photo.pixels
-        media = SourceMedia(photo.name, photo.sha256, pixels.shape[1], pixels.shape[0])
+    elif isinstance(photo, np.ndarray):
+        photo = Photo(photo, None, "", "picture")
     if detector is None:
-        from guava.tracking.detectors import create_detector
-
         detector = create_detector(config.detector)
-    detector.reset()
-    found = detector.detect(pixels)
-    notes = []
-    if found.people > 1:
-        notes.append(f"{found.people} people are in the picture; the largest one was tracked.")
+    found = detect_photo(photo, detector)
     return track_detections(
         [found],
-        [(pixels.shape[1], pixels.shape[0])],
-        media=media,
+        [(photo.width, photo.height)],
+        media=SourceMedia(photo.name, photo.sha256, photo.width, photo.height),
         detector=detector.name,
         template=template,
         config=config,
-        notes=notes,
+        notes=[n for n in photo_notes(photo, found) if not n.startswith("Not seen")],
     )
 
 
-__all__ = [
-    "Identity",
-    "Progress",
-    "fit_observations",
-    "frame_links",
-    "track_detections",
-    "track_image",
-]
+def track_video(
+    video: str | os.PathLike | DetectedClip,
+    *,
+    config: TrackingConfig | None = None,
+    template: Template | None = None,
+    detector: Detector | None = None,
+    progress: Progress | None = None,
+) -> TrackedSequence:
+    """Track one person through a clip: the largest of the first shot that shows one.
+
+    Args:
+        video: A path, or what :func:`guava.tracking.detection.detect_video` found in one (to fit again with other
+            settings without detecting again).
+        config: Settings.
+        template: The open template if left out.
+        detector: A detector to reuse; by default the one that ``config`` names is made.
+        progress: Called with ("detect" or "fit", frames done, frames in all).
+
+    Returns:
+        One entry for every frame of the clip; ``valid`` is False where the person is absent.
+
+    Raises:
+        NoPersonError: No person or no face was found in any frame.
+        InputError: The video cannot be used.
+        MissingDependencyError: The detector is not installed.
+    """
+    from guava.photo import VideoReader
+    from guava.tracking.detection import DetectedClip, detect_video
+    from guava.tracking.detectors import create_detector
+
+    config = config or TrackingConfig()
+    if isinstance(video, DetectedClip):
+        clip = video
+    else:
+        if detector is None:
+            detector = create_detector(config.detector)
+        report = None if progress is None else lambda done, total: progress("detect", done, total)
+        clip = detect_video(VideoReader(video), detector, report, keep_masks=config.keep_clip_masks)
+    return track_detections(
+        clip.frames,
+        [(clip.media.width, clip.media.height)] * len(clip),
+        media=clip.media,
+        detector=clip.detector,
+        fps=clip.fps,
+        timestamps=torch.from_numpy(clip.timestamps),
+        frame_indices=torch.from_numpy(clip.frame_indices),
+        shots=torch.from_numpy(clip.shots),
+        template=template,
+        config=config,
+        notes=clip.notes,
+        keep_masks=config.keep_clip_masks,
+        progress=progress,
+    )
