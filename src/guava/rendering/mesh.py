@@ -168,7 +168,7 @@ def shade_mesh(
         color = torch.full((*hit.face_ids.shape, 3), 0.75, device=vertices.device)
     normals = vertex_normals(vertices, faces) @ camera.world_to_camera[:3, :3].to(vertices).T
     normal = torch.nn.functional.normalize(hit.interpolate(normals, faces), dim=-1)
-    towards = torch.nn.functional.normalize(torch.tensor(light, device=vertices.device), dim=0)
+    towards = torch.nn.functional.normalize(torch.tensor(light).to(vertices), dim=0)
     lit = ambient + (1 - ambient) * (normal @ towards).clamp(min=0)
     mask = hit.mask[..., None].float()
     premultiplied = torch.cat([color * lit[..., None] * mask, mask], -1)

@@ -281,8 +281,8 @@ def _blend_tile(
         stop = (min(boxes[n, 3] - y_tile, _TILE - 1) + 1) * _TILE
         _weigh(
             left[start:stop], weight[start:stop], columns[start:stop], rows[start:stop],
-            records[n, 0] - _f(x_tile), records[n, 1] - _f(y_tile), records[n, 2], records[n, 3], records[n, 4],
-            records[n, 5], alpha_max, alpha_min, transmittance_min,
+            records[n, 0] - _f(x_tile), records[n, 1] - _f(y_tile), records[n, 2], records[n, 3],
+            records[n, 4], records[n, 5], alpha_max, alpha_min, transmittance_min,
         )
         for ch in range(0, len(total), 4):
             _add_four(
@@ -325,8 +325,8 @@ def _blend(
                     if y_tile + y >= height or x_tile + x >= width:
                         left[y * _TILE + x] = -1
             _blend_tile(
-                entries[starts[tile] : starts[tile + 1]], records, boxes, values, left, weight, total, columns,
-                rows, x_tile, y_tile, alpha_max, alpha_min, transmittance_min,
+                entries[starts[tile] : starts[tile + 1]], records, boxes, values, left, weight, total,
+                columns, rows, x_tile, y_tile, alpha_max, alpha_min, transmittance_min,
             )
             for y in range(min(_TILE, height - y_tile)):
                 for x in range(min(_TILE, width - x_tile)):
