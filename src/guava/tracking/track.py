@@ -329,6 +329,13 @@ def _hold_invalid(pose: Pose, valid: Tensor) -> Pose:
     return pose[nearest]
 
 
+def _close(detector: Detector) -> None:
+    """Free a detector that was made here; its graphs hold hundreds of megabytes."""
+    close = getattr(detector, "close", None)
+    if close is not None:
+        close()
+
+
 def track_image(
     photo: str | os.PathLike | np.ndarray | Photo,
     *,
@@ -361,9 +368,14 @@ def track_image(
         photo = load_photo(photo)
     elif isinstance(photo, np.ndarray):
         photo = Photo(photo, None, "", "picture")
-    if detector is None:
+    own = detector is None
+    if own:
         detector = create_detector(config.detector)
-    found = detect_photo(photo, detector)
+    try:
+        found = detect_photo(photo, detector)
+    finally:
+        if own:
+            _close(detector)
     return track_detections(
         [found],
         [(photo.width, photo.height)],
@@ -409,10 +421,15 @@ def track_video(
     if isinstance(video, DetectedClip):
         clip = video
     else:
-        if detector is None:
+        own = detector is None
+        if own:
             detector = create_detector(config.detector)
         report = None if progress is None else lambda done, total: progress("detect", done, total)
-        clip = detect_video(VideoReader(video), detector, report, keep_masks=config.keep_clip_masks)
+        try:
+            clip = detect_video(VideoReader(video), detector, report, keep_masks=config.keep_clip_masks)
+        finally:
+            if own:
+                _close(detector)
     return track_detections(
         clip.frames,
         [(clip.media.width, clip.media.height)] * len(clip),
