@@ -1,9 +1,9 @@
-"""Are the made-up people real enough for MediaPipe? Issue: >= 98 % of the faces, >= 80 % of the visible hands.
+"""Are the made-up people real enough for MediaPipe? Asked: 98 % of the faces, 80 % of the visible hands.
 
     python benchmarks/synth_detectability.py --count 100
 
-A face or hand counts as found when the detector's points lie at the true place: face within 15 % of the outer-eye
-distance (mean over landmarks), hand within half a palm (middle knuckle).
+A face or hand counts as found when the detector's points lie at the true place: face within 15 % of the
+outer-eye distance (mean over landmarks), hand within half a palm (middle knuckle).
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ def main() -> None:
         if arguments.dressed:
             rng = np.random.default_rng([sample.seed, 404])
             view = render_person(
-                dress(sample.person, template), view.pose, view.camera, template, light=sample_light(rng),
+                dress(sample.person, template),
+                view.pose,
+                view.camera,
+                template,
+                light=sample_light(rng),
                 background=sample_background(rng, arguments.size, arguments.size),
             )
         detector.reset()
@@ -66,13 +70,14 @@ def main() -> None:
             thumbnails.append(view.rgb)
     print(f"faces found: {np.mean(faces):.1%} of {len(faces)} (asked >= 98 %)")
     print(f"visible hands found: {np.mean(hands):.1%} of {len(hands)} (asked >= 80 %)")
-    print(f"face landmarks to truth: mean {np.mean(errors):.2f} %, median {np.median(errors):.2f} % of the eye distance")
+    print(f"face landmarks to truth: {np.mean(errors):.2f} % of the eye distance (mean)")
     print("missed:", ", ".join(missed) or "none")
     if arguments.sheet:
         from PIL import Image
 
         columns = 8
-        tiles = [np.asarray(Image.fromarray(t).resize((240, 240), Image.Resampling.LANCZOS)) for t in thumbnails]
+        small = (240, 240)
+        tiles = [np.asarray(Image.fromarray(t).resize(small, Image.Resampling.LANCZOS)) for t in thumbnails]
         tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
         rows = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
         Image.fromarray(np.vstack(rows)).save(arguments.sheet)

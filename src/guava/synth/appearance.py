@@ -111,11 +111,12 @@ class Appearance:
 
 
 def sample_cloth(rng: np.random.Generator, away_from: np.ndarray | None = None) -> Cloth:
-    """A fabric; its ground colour is kept apart from ``away_from`` (a skin colour)."""
+    """A fabric; its ground colour is kept apart from ``away_from`` (a skin colour) and from skin at large."""
     while True:
         value, saturation, hue = rng.uniform(0.07, 0.95), rng.beta(1.2, 2.0), rng.random()
         ground = _hsv(hue, saturation, value)
-        if away_from is None or np.abs(ground - away_from).sum() > 0.45:
+        looks_bare = (hue < 0.13 or hue > 0.95) and 0.12 < saturation < 0.75 and value > 0.3
+        if away_from is None or (np.abs(ground - away_from).sum() > 0.45 and not looks_bare):
             break
     second = _hsv(rng.random(), rng.beta(1.2, 2.0), rng.uniform(0.07, 0.95))
     pattern = int(rng.choice(6, p=(0.5, 0.1, 0.08, 0.1, 0.08, 0.14)))

@@ -39,8 +39,8 @@ class AccuracySample:
         view: Picture and truth.
         kind: Of ``POSE_KINDS``.
         framing: "upper_body" or "head".
-        probe: "blink" (both lids exactly 1), "smile" (both corners exactly 0.8, nothing else), "neutral" (every unit
-            0), or "" (a drawn expression).
+        probe: "blink" (both lids exactly 1), "smile" (both corners exactly 0.8), "neutral" (all 0), each with
+            nothing else; or "" (a drawn expression).
     """
 
     seed: int
@@ -56,8 +56,8 @@ def accuracy_set(
 ) -> Iterator[AccuracySample]:
     """``count`` renders of different people; the same arguments give the same pictures.
 
-    Each drawn expression has a few units above 0.3 and most at 0. One picture in ten is the probe "blink", one
-    "smile", one "neutral".
+    Each drawn expression has a few units above 0.3 and most at 0. One picture in ten is the probe "blink",
+    one "smile", one "neutral".
 
     Args:
         seed: First person's seed, from ``TUNING_SEEDS`` or ``TEST_SEEDS``; sample i uses ``seed + i``.
@@ -66,17 +66,25 @@ def accuracy_set(
         size: Side of the square pictures.
         people: Number of distinct people, taken in turn; ``count`` if None.
     """
+    known: dict[int, SyntheticPerson] = {}
     for i in range(count):
-        yield accuracy_sample(
-            seed + i, template, size=size, index=i, person_seed=seed + i % (people or count)
-        )
+        whom = seed + i % (people or count)
+        person = known.get(whom) or sample_person(whom, template)
+        if people:
+            known[whom] = person
+        yield accuracy_sample(seed + i, template, size=size, index=i, person=person)
 
 
 def accuracy_sample(
-    seed: int, template: Template, *, size: int = 512, index: int = 0, person_seed: int | None = None
+    seed: int,
+    template: Template,
+    *,
+    size: int = 512,
+    index: int = 0,
+    person: SyntheticPerson | None = None,
 ) -> AccuracySample:
-    """One render; ``index`` decides pose kind, framing and probe in turn."""
-    person = sample_person(seed if person_seed is None else person_seed, template)
+    """One render; ``index`` decides kind, framing and probe; ``person`` is drawn from ``seed`` if None."""
+    person = person or sample_person(seed, template)
     rng = np.random.default_rng([seed, 303])
     kind = POSE_KINDS[index % 4]
     framing = "head" if kind == "head" else "upper_body"
@@ -99,27 +107,28 @@ def unit_visibility(template: Template) -> dict[str, tuple[float, float]]:
     """What a frontal picture can show of every expression unit at full strength.
 
     Returns:
-        By unit name: the mean over the ten most moved MediaPipe landmarks of the motion across the line of sight, and
-        along it, millimetres on the mean face. "mouthClose" and "tongueOut" are measured on an open jaw.
+        By unit name: the motion across the line of sight and along it, in millimetres on the mean face; mean
+        of the ten MediaPipe landmarks that move most. "mouthClose" and "tongueOut" start from an open jaw.
     """
-    model = EHM(template).requires_grad_(False)
     embedding = template.landmarks["mediapipe478"]
-    corners, weights = template.faces[embedding.faces], embedding.barycentrics[..., None]
     trusted = embedding.weights > 0
-    identity = Identity.neutral(template)
+    ids, corners = template.faces[embedding.faces[trusted]].unique(return_inverse=True)
+    model = EHM(template, ids if not template.regress_joints else None).requires_grad_(False)
+    if template.regress_joints:
+        corners = ids[corners]
+    weights = embedding.barycentrics[trusted][..., None]
 
     def marks(expression: torch.Tensor) -> torch.Tensor:
-        pose = replace(Pose.rest(template), expression=expression[None])
-        return (model(identity, pose).vertices[0][corners] * weights).sum(1)[trusted]
+        pose = replace(Pose.rest(template, len(expression)), expression=expression)
+        return (model(Identity.neutral(template), pose).vertices[:, corners] * weights).sum(2)
 
+    count = len(template.expression_names)
+    base = torch.zeros(count, count)
+    for name in {"mouthClose", "tongueOut"} & set(template.expression_names):
+        base[template.unit(name), template.unit("jawOpen")] = 1.0
+    delta = (marks(base + torch.eye(count)) - marks(base)).abs() * 1000
     out = {}
-    for i, name in enumerate(template.expression_names):
-        base = torch.zeros(len(template.expression_names))
-        if name in ("mouthClose", "tongueOut"):
-            base[template.unit("jawOpen")] = 1.0
-        moved = base.clone()
-        moved[i] = 1.0
-        delta = (marks(moved) - marks(base)).abs() * 1000
-        most = delta.norm(dim=-1).topk(10).indices
-        out[name] = (float(delta[most, :2].norm(dim=-1).mean()), float(delta[most, 2].mean()))
+    for name, moved in zip(template.expression_names, delta, strict=True):
+        most = moved.norm(dim=-1).topk(10).indices
+        out[name] = (float(moved[most, :2].norm(dim=-1).mean()), float(moved[most, 2].mean()))
     return out

@@ -126,7 +126,7 @@ def grow_hair(
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     layer = rng.uniform(0.3, 1.0, locks) ** 1.5
     shade = rng.random(locks)
-    wave, wave_phase = rng.uniform(0, 0.35) * (style in ("medium", "long")), rng.uniform(0, 6.3, locks)
+    wave, wave_phase = rng.uniform(0, 0.16) * (style in ("medium", "long")), rng.uniform(0, 6.3, locks)
     points, outs = [roots], [up]
     p = roots - 0.001 * up
     for k in range(steps):
@@ -141,12 +141,15 @@ def grow_hair(
         p = p + push[:, None] * n
         if style in ("medium", "long"):
             # Hair is tucked beside the face, never across it.
-            before = (p[:, 2] > eyes[2] - 0.055) & (p[:, 1] < eyes[1] + 0.055) & (p[:, 1] > eyes[1] - 0.16)
-            room = 0.074 + 0.010 * layer
+            before = (p[:, 2] > eyes[2] - 0.055) & (p[:, 1] > eyes[1] - 0.16)
+            room = (0.074 + 0.010 * layer) * np.clip((eyes[1] + 0.088 - p[:, 1]) / 0.04, 0, 1)
             p[:, 0] = np.where(before & (np.abs(p[:, 0]) < room), side * room, p[:, 0])
+            # Locks stay near the neck: the arms of the rest pose are not there when they hang.
+            wide = np.where(p[:, 1] < eyes[1] - 0.10, 0.085 + 0.035 * layer, 1.0)
+            p[:, 0] = np.clip(p[:, 0], -wide, wide)
         points.append(p)
         outs.append(n)
-        gravity = {"short": 0.12, "curly": 0.0, "tied": 0.0}.get(style, 0.30)
+        gravity = {"short": 0.12, "curly": 0.0, "tied": 0.0}.get(style, 0.36)
         direction = (p - points[-2]) / np.maximum(np.linalg.norm(p - points[-2], axis=1, keepdims=True), 1e-9)
         direction = direction * (1 - gravity) + gravity * np.array([0, -1.0, 0])
         if style == "tied":
@@ -186,7 +189,7 @@ def _strips(rng, line, out, width, shade, eye_height) -> Hair:
     index = np.arange(locks * rows * 3).reshape(locks, rows, 3)
     a, b, c, d = index[:, :-1, :-1], index[:, :-1, 1:], index[:, 1:, 1:], index[:, 1:, :-1]
     faces = np.concatenate([np.stack([a, b, c], -1).reshape(-1, 3), np.stack([a, c, d], -1).reshape(-1, 3)])
-    weight = np.clip((vertices[:, 1] - (eye_height - 0.20)) / 0.14, 0, 1)
+    weight = np.clip((vertices[:, 1] - (eye_height - 0.32)) / 0.18, 0, 1)
     return Hair(
         vertices.astype(np.float32),
         normals.astype(np.float32),

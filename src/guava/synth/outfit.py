@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from guava.synth.surface import Surface
 
@@ -24,6 +25,8 @@ class Garment:
         thickness: (N,) metres.
         canonical: (N, 3).
         covered: (F_body,) bool: body faces that lie well under the garment and need not be drawn.
+        average: (N, N) sparse, the mean over a vertex and its neighbours (on hems: along the hem).
+        relaxation: How many averaging steps the fabric spans hollows by (it never goes under the skin).
     """
 
     mid_pairs: np.ndarray
@@ -33,6 +36,8 @@ class Garment:
     thickness: np.ndarray
     canonical: np.ndarray
     covered: np.ndarray
+    average: csr_matrix
+    relaxation: int
 
     def pose(self, vertices: np.ndarray, normals: np.ndarray) -> np.ndarray:
         """Body vertices and unit normals (V, 3) -> garment vertices (N, 3)."""
@@ -46,7 +51,15 @@ class Garment:
         p, q = self.cut_pairs.T
         t = self.cut_t[:, None]
         out, n = (1 - t) * middle[p] + t * middle[q], (1 - t) * lean[p] + t * lean[q]
-        return out + self.thickness[:, None] * n / np.maximum(np.linalg.norm(n, axis=1, keepdims=True), 1e-9)
+        n = n / np.maximum(np.linalg.norm(n, axis=1, keepdims=True), 1e-9)
+        smooth, lean = out, n
+        for step in range(self.relaxation):
+            smooth = self.average @ smooth
+            if step < 6:
+                lean = self.average @ lean
+        lean = lean / np.maximum(np.linalg.norm(lean, axis=1, keepdims=True), 1e-9)
+        span = np.maximum(((smooth - out) * lean).sum(1), 0)
+        return out + (self.thickness + span)[:, None] * lean
 
 
 @dataclass(frozen=True)
@@ -82,7 +95,7 @@ def sample_garment_style(rng: np.random.Generator, *, loose: bool = False) -> Ga
     collar = float(rng.choice([0.0, 0.03], p=(0.8, 0.2)))
     return GarmentStyle(
         sleeve=sleeve + rng.normal(0, 0.01),
-        hem=float(rng.uniform(-0.09, -0.03)),
+        hem=float(rng.uniform(-0.06, -0.01)),
         scoop=float(rng.uniform(0.0, 0.05)) if not collar else 0.0,
         v_neck=float(rng.uniform(0.05, 0.11)) if rng.random() < 0.25 and not collar else 0.0,
         collar=collar,
@@ -95,7 +108,7 @@ def sample_garment_style(rng: np.random.Generator, *, loose: bool = False) -> Ga
 
 def build_garment(surface: Surface, style: GarmentStyle) -> Garment:
     """Cut a top of the given style out of the template's surface."""
-    candidate = surface.part_faces("torso", "left_arm", "right_arm", "neck", "legs")
+    candidate = surface.part_faces("torso", "left_arm", "right_arm", "neck", "legs", "face", "scalp")
     faces = surface.faces[candidate]
     a, b, c = faces.T
     edges = np.sort(np.stack([a, b, b, c, c, a], 1).reshape(-1, 2), 1)
@@ -118,6 +131,8 @@ def build_garment(surface: Surface, style: GarmentStyle) -> Garment:
     thickness = _thickness(surface, style, where, n, depth)
     body_field = _inside(surface, style, surface.vertices)
     covered = candidate & (body_field[surface.faces].min(1) > 0.012)
+    average = _neighbour_average(len(where), cut_faces)
+    relaxation = int(12 + 900 * style.loose)
     return Garment(
         mid_pairs,
         cut_pairs,
@@ -126,7 +141,23 @@ def build_garment(surface: Surface, style: GarmentStyle) -> Garment:
         thickness.astype(np.float32),
         where.astype(np.float32),
         covered,
+        average,
+        relaxation,
     )
+
+
+def _neighbour_average(count: int, faces: np.ndarray) -> csr_matrix:
+    a, b, c = faces.T
+    i, j = np.concatenate([a, b, c, b, c, a]), np.concatenate([b, c, a, a, b, c])
+    links = csr_matrix((np.ones(len(i)), (i, j)), (count, count))  # entries count the faces at an edge
+    hem = np.zeros(count, bool)
+    hem[np.concatenate(links.tocsr().multiply(links == 1).nonzero())] = True
+    links.data[:] = 1
+    rows = np.repeat(np.arange(count), np.diff(links.indptr))
+    links.data[hem[rows] & ~hem[links.indices]] = 0
+    links = links + csr_matrix((np.ones(count), (np.arange(count), np.arange(count))), (count, count))
+    scale = 1 / np.asarray(links.sum(1)).ravel()
+    return csr_matrix((scale, (np.arange(count), np.arange(count))), (count, count)) @ links
 
 
 def _inside(surface: Surface, style: GarmentStyle, p: np.ndarray) -> np.ndarray:

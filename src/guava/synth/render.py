@@ -67,7 +67,7 @@ class SyntheticView:
     Attributes:
         rgb: (H, W, 3) uint8 sRGB, person over background.
         alpha: (H, W) float32 coverage by the person, clothes and hair included.
-        depth: (H, W) float32 metres of the sample at the pixel's centre-most; infinite off the person.
+        depth: (H, W) float32 metres at one sample of the pixel; infinite off the person.
         part_ids: (H, W) int32: template part, ``GARMENT_PART``, ``HAIR_PART``, or -1.
         body_mask: (H, W) float32 coverage by the bare body alone (what the template can explain).
         pose: B = 1, the truth.
@@ -313,11 +313,7 @@ def render_person(
     s, height, width = supersample, camera.height, camera.width
 
     def reduce(image: np.ndarray) -> np.ndarray:
-        return (
-            image.reshape(height, s, width, s, -1).mean((1, 3)).squeeze(-1)
-            if image.ndim == 2
-            else image.reshape(height, s, width, s, -1).mean((1, 3))
-        )
+        return image.reshape(height, s, width, s, *image.shape[2:]).mean((1, 3))
 
     alpha = reduce(covered.astype(np.float32))
     back = np.broadcast_to(np.asarray(background, np.float32), (height, width, 3))
@@ -435,7 +431,7 @@ def _shade(person, surface, scene, fragments, camera, light) -> tuple[np.ndarray
             scene.canonical,
             scene.frontness,
             scene.extra,
-            shading._NOISE,
+            shading.NOISE_LATTICE,
             look.noise_offset,
             linear(look.skin),
             linear(look.lips),

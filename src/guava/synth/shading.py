@@ -11,7 +11,7 @@ FACE, BODY, HAND, LEFT_EYE, RIGHT_EYE, TEETH, TONGUE, CAVITY, SOCKET, SHIRT, LEG
 """Materials."""
 
 _LATTICE = 64
-_NOISE = np.random.default_rng(20240817).random((_LATTICE, _LATTICE, _LATTICE), dtype=np.float32)
+NOISE_LATTICE = np.random.default_rng(20240817).random((_LATTICE, _LATTICE, _LATTICE), dtype=np.float32)
 """Values of the noise lattice; fixed, so that people depend on their own seeds only."""
 
 
@@ -85,7 +85,7 @@ def shade_pixels(
 ):
     """Fill ``albedo`` (H, W, 3) linear, ``normal_out`` (H, W, 3) and ``gloss`` (H, W, 2: strength, exponent).
 
-    All colours are linear. ``scalars``: cover, hairline, freckles, mottle, gloss, mid-eye y and z, waist y, iris angle.
+    Colours are linear. ``scalars``: cover, hairline, freckles, mottle, gloss, mid-eye y and z, waist, iris.
     ``knuckles``: (K, 7) canonical joint, direction, strength. ``extra``: (V, 3) see ``Hair.extra``.
     """
     height, width = face_ids.shape
@@ -284,7 +284,7 @@ def shade_pixels(
                     cloth_scalars[c, 2],
                     int(cloth_scalars[c, 3]),
                 )
-                sleeve = _smooth(0.15, 0.26, abs(px))
+                sleeve = _smooth(0.15, 0.26, abs(px)) * _smooth(0.30, 0.40, py)
                 # Sleeve stripes go on where the trunk's end.
                 along = py * (1 - sleeve) + (0.70 - abs(px)) * sleeve
                 across = px * (1 - sleeve) + pz * sleeve
