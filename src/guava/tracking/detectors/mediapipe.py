@@ -15,6 +15,7 @@ from itertools import permutations
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from guava.errors import GuavaError, MissingDependencyError
 from guava.tracking.detectors.base import FrameDetections, PersonDetection, PointSet
@@ -184,6 +185,7 @@ class MediaPipeDetector:
                 model_complexity=1,
                 smooth_landmarks=False,
                 refine_face_landmarks=True,
+                min_detection_confidence=0.15 if mode == "weak" else 0.5,
             )
         if kind == "mesh":
             return s.face_mesh.FaceMesh(
@@ -280,6 +282,9 @@ class MediaPipeDetector:
             x, y, s = *face.center, face.side
             tight = _clip_box(np.array([x - 2.0 * s, y - 1.5 * s, x + 2.0 * s, y + 4.0 * s]), whole)
             body = self._pose(image, tight, others, "still", face)
+            if body is None and not clip:
+                # Paintings and costumes: a weak pose counts if its head is where the face is.
+                body = self._pose(image, wanted, others, "weak", face)
         return body
 
     def _pose(self, image, region, hide: list[_Face], mode: str, face: _Face | None) -> _Body | None:
@@ -395,9 +400,10 @@ class MediaPipeDetector:
                     image, np.concatenate([center - half * scale, center + half * scale])
                 )
                 found = _assign_hands(candidates, body, scale)
-                if found[side] is not None and found[side].side == side and found[side].world is not None:
+                if found[side] is not None and found[side].side == side:
                     break
-        return found
+        # What the pose's own graph saw of hands is less exact: only where nothing else was found.
+        return _assign_hands([*candidates, *body.hands], body, scale)
 
     def _hands_in(self, image, region, graph: str = "hands/still") -> list[_Hand]:
         crop = _crop(image, region, 320, enlarge=True)
@@ -431,10 +437,9 @@ class MediaPipeDetector:
             region = whole
         x0, y0, x1, y1 = np.round(region).astype(int)
         crop = _crop(image, np.array([x0, y0, x1, y1], dtype=float), 512)
-        small = self._run("selfie", crop.pixels).segmentation_mask
-        enlarged = Image.fromarray(small.astype(np.float32)).resize(
-            (x1 - x0, y1 - y0), Image.Resampling.BILINEAR
-        )
+        small = self._run("selfie", crop.pixels).segmentation_mask.astype(np.float32)
+        small = _own_parts(small, crop, person)
+        enlarged = Image.fromarray(small).resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR)
         mask = np.zeros((height, width), dtype=np.float32)
         mask[y0:y1, x0:x1] = np.clip(np.asarray(enlarged), 0, 1)
         rows, columns = np.nonzero(small.max(1) > 0.5)[0], np.nonzero(small.max(0) > 0.5)[0]
@@ -549,7 +554,7 @@ def _hand_center(body: _Body, side: int, scale: float, width: int, height: int) 
 
 def _assign_hands(candidates: list[_Hand], body: _Body, scale: float) -> list[_Hand | None]:
     """Left and right hand: each candidate once at most, by distance to the wrists and by handedness."""
-    candidates = sorted([*candidates, *body.hands], key=lambda h: -h.score)
+    candidates = sorted(candidates, key=lambda h: -h.score)
     kept: list[_Hand] = []
     for hand in candidates:
         if all(np.linalg.norm(hand.points - k.points, axis=1).mean() > 0.15 * scale for k in kept):
@@ -606,6 +611,24 @@ def _assemble(
     score = face.score if face is not None else float(np.mean(body.visibility[list(_SHOULDERS)]))
     box = _clip_box(box, np.array([0.0, 0.0, width, height]))
     return PersonDetection(box, float(np.clip(score, 0, 1)), face_set, body_set, *sets)
+
+
+def _own_parts(small: np.ndarray, crop: _Crop, person: PersonDetection) -> np.ndarray:
+    """The mask (h, w) of a crop without connected parts on which no sure point of the person lies."""
+    parts, count = ndimage.label(small > 0.3)
+    if count < 2:
+        return small
+    shape = np.array(small.shape[1::-1])
+    own: set[int] = set()
+    for points in (person.face, person.body, person.left_hand, person.right_hand):
+        if points is not None:
+            at = ((points.points[points.confidence > 0.5] - crop.origin) / crop.size * shape).astype(int)
+            at = at[((at >= 0) & (at < shape)).all(1)]
+            own.update(parts[at[:, 1], at[:, 0]].tolist())
+    own.discard(0)
+    if not own:
+        return small
+    return np.where((parts > 0) & ~np.isin(parts, list(own)), 0.0, small).astype(np.float32)
 
 
 def _facing(points: np.ndarray, depth: np.ndarray) -> np.ndarray:
