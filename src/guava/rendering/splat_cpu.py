@@ -260,13 +260,18 @@ def _weigh(
 
 
 @numba.njit(cache=True, fastmath=_MATH, error_model="numpy")
-def _add_four(a, b, c, d, weight, va, vb, vc, vd):
+def _add_four(block, weight, va, vb, vc, vd):
+    """Adds to four channels at once.
+
+    They lie in one array, a tile apart: with an array for each, LLVM would need more checks for overlap than
+    it allows itself, and not vectorise.
+    """
     for i in range(len(weight)):
         w = weight[i]
-        a[i] += w * va
-        b[i] += w * vb
-        c[i] += w * vc
-        d[i] += w * vd
+        block[i] += w * va
+        block[i + _TILE * _TILE] += w * vb
+        block[i + 2 * _TILE * _TILE] += w * vc
+        block[i + 3 * _TILE * _TILE] += w * vd
 
 
 @numba.njit(cache=True, fastmath=_MATH, error_model="numpy")
@@ -274,7 +279,7 @@ def _blend_tile(
     entries, records, boxes, values, left, weight, total, columns, rows, x_tile, y_tile, alpha_max, alpha_min,
     transmittance_min,
 ):
-    """Composites the Gaussians ``entries`` on one tile: sums of ``values`` (N, C4) in ``total`` (C4, 64)."""
+    """Composites the Gaussians ``entries`` on one tile: sums of ``values`` in ``total``."""
     for k in range(len(entries)):
         n = entries[k]
         start = max(boxes[n, 2] - y_tile, 0) * _TILE
@@ -284,10 +289,9 @@ def _blend_tile(
             records[n, 0] - _f(x_tile), records[n, 1] - _f(y_tile), records[n, 2], records[n, 3],
             records[n, 4], records[n, 5], alpha_max, alpha_min, transmittance_min,
         )
-        for ch in range(0, len(total), 4):
+        for ch in range(0, values.shape[1], 4):
             _add_four(
-                total[ch, start:stop], total[ch + 1, start:stop], total[ch + 2, start:stop],
-                total[ch + 3, start:stop], weight[start:stop], values[n, ch], values[n, ch + 1],
+                total[ch * _TILE * _TILE + start :], weight[start:stop], values[n, ch], values[n, ch + 1],
                 values[n, ch + 2], values[n, ch + 3],
             )
         if k % 16 == 15 and left.max() <= 0:
@@ -314,7 +318,7 @@ def _blend(
     for worker in numba.prange(workers):
         left = np.empty(_TILE * _TILE, np.float32)
         weight = np.empty(_TILE * _TILE, np.float32)
-        total = np.empty((values.shape[1], _TILE * _TILE), np.float32)
+        total = np.empty(values.shape[1] * _TILE * _TILE, np.float32)
         for tile in range(worker, across * down, workers):
             y_tile, x_tile = (tile // across) * _TILE, (tile % across) * _TILE
             left[:] = 1
@@ -333,8 +337,8 @@ def _blend(
                     i = y * _TILE + x
                     rest = abs(left[i])
                     for channel in range(channels):
-                        value = total[channel, i] + rest * background[channel]
+                        value = total[channel * _TILE * _TILE + i] + rest * background[channel]
                         drawn[y_tile + y, x_tile + x, channel] = value
                     alpha[y_tile + y, x_tile + x] = _f(1.0) - rest
-                    depth[y_tile + y, x_tile + x] = total[channels, i]
+                    depth[y_tile + y, x_tile + x] = total[channels * _TILE * _TILE + i]
     return drawn, alpha, depth
