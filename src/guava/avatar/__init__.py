@@ -6,6 +6,6 @@ from guava.avatar.file import load_avatar, save_avatar
 from guava.avatar.gaussians import BindingKind, Gaussians, Layer
 
 __all__ = [
-    "Animator", "Avatar", "BindingKind", "Gaussians", "Layer", "Provenance", "SourceView", "load_avatar", "over",
-    "save_avatar",
+    "Animator", "Avatar", "BindingKind", "Gaussians", "Layer", "Provenance", "SourceView", "load_avatar",
+    "over", "save_avatar",
 ]

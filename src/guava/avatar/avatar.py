@@ -22,6 +22,8 @@ class SourceView:
         width, height: The photo's size in pixels, EXIF orientation applied.
         sha256: Hash of the photo file's bytes; "" if it was not a file.
         name: The photo's file name, without its folder.
+        hands_seen: Left and right: whether the detector found that hand; the pose of one that it did not
+            is a guess.
     """
 
     pose: Pose
@@ -31,6 +33,7 @@ class SourceView:
     height: int
     sha256: str
     name: str
+    hands_seen: tuple[bool, bool] = (True, True)
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class Provenance:
         software: Name and version of the program.
         created: UTC time, ISO 8601.
         observed_fraction: Share of the (opacity-weighted) Gaussians whose colour was seen in the photo.
-        subject_consent: What the maker declared about the pictured person's consent; "not stated" by default.
+        subject_consent: What the maker declared about the pictured person's consent; "not stated" by
+            default.
         synthetic_media: Always True: renders of this file are synthetic.
         notes: Warnings from tracking and reconstruction, in sentences.
     """
@@ -70,7 +74,8 @@ class Avatar:
         provenance: Where it came from.
         refiner: Name of the refiner that channels 3.. need, or None when the first three channels are the
             picture.
-        sigma_rule: How triangle sizes (sigma of Eq. 3) were measured, see ``guava.avatar.posing.SigmaRule``.
+        sigma_rule: How triangle sizes (sigma of Eq. 3) were measured, see
+            ``guava.avatar.posing.SigmaRule``.
     """
 
     gaussians: Gaussians

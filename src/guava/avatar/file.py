@@ -77,6 +77,7 @@ def save_avatar(avatar: Avatar, path: str | os.PathLike) -> None:
         "source": {
             "name": source.name, "sha256": source.sha256, "width": source.width, "height": source.height,
             "crop_width": source.camera.width, "crop_height": source.camera.height,
+            "hands_seen": list(source.hands_seen),
         },
         "provenance": asdict(avatar.provenance),
     }
@@ -110,6 +111,7 @@ def load_avatar(path: str | os.PathLike, template: Template | None = None) -> Av
             pose=_collect(Pose, "source.pose", tensors), camera=camera,
             crop_from_image=tensors["source.crop_from_image"], width=int(where["width"]),
             height=int(where["height"]), sha256=where["sha256"], name=where["name"],
+            hands_seen=(bool(where["hands_seen"][0]), bool(where["hands_seen"][1])),
         )
         stated = header["provenance"]
         known = {f.name for f in fields(Provenance)}

@@ -12,7 +12,9 @@ from guava.body import EHM, Pose, Template
 from guava.camera import Camera
 
 _FEET = ("left_ankle", "right_ankle")
-_SIDES = {"left": ("left_shoulder", "left_elbow", "left_wrist"), "right": ("right_shoulder", "right_elbow", "right_wrist")}
+_ARMS = {
+    side: tuple(f"{side}_{part}" for part in ("shoulder", "elbow", "wrist")) for side in ("left", "right")
+}
 
 
 def skeleton(template: Template) -> EHM:
@@ -34,7 +36,8 @@ def photo_camera(avatar: Avatar) -> Camera:
 
 
 def framing(
-    avatar: Avatar, template: Template, size: int, *, poses: Pose | None = None, hands: tuple[bool, bool] = (True, True)
+    avatar: Avatar, template: Template, size: int, *, poses: Pose | None = None,
+    hands: tuple[bool, bool] = (True, True),
 ) -> Camera:
     """A square camera from where the photo was taken, framed by what the photo shows.
 
@@ -64,9 +67,9 @@ def framing(
     if photo_bottom < side and bool((place(_FEET, 1) > photo_bottom).any()):
         bottom = photo_bottom
     # The person's left is the picture's right.
-    if photo_right < side and bool((place(_SIDES["left"], 0) > photo_right).any()):
+    if photo_right < side and bool((place(_ARMS["left"], 0) > photo_right).any()):
         right = photo_right
-    if photo_left > 0 and bool((place(_SIDES["right"], 0) < photo_left).any()):
+    if photo_left > 0 and bool((place(_ARMS["right"], 0) < photo_left).any()):
         left = photo_left
     width = max(right - left, bottom if bottom == side else 0.0)
     head = float(at[template.joint("head"), 1])

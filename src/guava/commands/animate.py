@@ -45,10 +45,9 @@ class Config:
     """Degrees that the camera moves up."""
     background: str = "white"
     """white, black, grey, green, or #rrggbb."""
-    arms: Literal["auto", "motion", "photo"] = "auto"
-    """Whose arms: "motion" lets both follow the motion, "photo" keeps both as the photo has them, "auto"
-    lets those
-    follow whose hand the photo shows."""
+    arms: Literal["auto", "motion", "photo", "left", "right"] = "auto"
+    """Which arms follow the motion: both ("motion"), one ("left" or "right", the person's own), none
+    ("photo"), or those whose hand the photo shows ("auto"). The others keep about the photo's pose."""
     anchor: Literal["auto", "photo", "motion"] = "auto"
     """What the body's stance starts from: "photo" moves the person from the photo's own pose, "motion"
     takes the
@@ -77,15 +76,30 @@ def run(config: Config) -> None:
     performance = perform(motion, avatar, template, anchor, config.arms, config.fps, config.seconds)
     warn(performance.notes)
     rate = render_video(
-        avatar, template, performance, config.output, size=config.size, yaw=config.yaw, pitch=config.pitch,
+        avatar,
+        template,
+        performance,
+        config.output,
+        size=config.size,
+        yaw=config.yaw,
+        pitch=config.pitch,
         background=background,
     )
     count = performance.pose.joints.shape[0]
     write_sidecar(
-        config.output, "animate", config, frames=count, fps=performance.fps, notes=list(performance.notes),
-        template_hash=template.hash, source_sha256=avatar.source.sha256, synthetic_media=True,
+        config.output,
+        "animate",
+        config,
+        frames=count,
+        fps=performance.fps,
+        notes=list(performance.notes),
+        template_hash=template.hash,
+        source_sha256=avatar.source.sha256,
+        synthetic_media=True,
     )
-    say(f"{config.output}: {count} frames, {count / performance.fps:.1f} s; rendered at {rate:.1f} frames/s")
+    say(
+        f"{config.output}: {count} frames, {count / performance.fps:.1f} s; rendered at {rate:.1f} frames/s"
+    )
 
 
 def find_motion(name: str, template: Template, seed: int = 0) -> tuple[Motion, Literal["photo", "motion"]]:
@@ -102,13 +116,20 @@ def find_motion(name: str, template: Template, seed: int = 0) -> tuple[Motion, L
         return make_clip(name, template, seed), "photo"
     if not Path(name).is_file():
         raise InputError(
-            f"'{name}' is neither a clip nor a file.", f"Clips: {', '.join(CLIP_NAMES)}; files: see guava track."
+            f"'{name}' is neither a clip nor a file.",
+            f"Clips: {', '.join(CLIP_NAMES)}; files: see guava track.",
         )
     return load_motion(name), "motion"
 
 
 def perform(
-    motion: Motion, avatar: Avatar, template: Template, anchor: str, arms: str, fps: float | None, seconds: float | None
+    motion: Motion,
+    avatar: Avatar,
+    template: Template,
+    anchor: str,
+    arms: str,
+    fps: float | None,
+    seconds: float | None,
 ) -> Performance:
     """The motion on the avatar, at a frame rate and length."""
     from dataclasses import replace
@@ -125,14 +146,24 @@ def perform(
             raise InputError(f"--seconds {seconds:g} is not a length.")
         count = max(1, round(seconds * performance.fps))
         own = performance.pose.joints.shape[0]
-        frames = torch.arange(count) % own if performance.loop or own == 1 else torch.arange(min(count, own))
+        frames = (
+            torch.arange(count) % own if performance.loop or own == 1 else torch.arange(min(count, own))
+        )
         performance = replace(performance, pose=performance.pose[frames])
     return performance
 
 
 def render_video(
-    avatar: Avatar, template: Template, performance: Performance, output: Path, *, size: int, yaw: float = 0.0,
-    pitch: float = 0.0, background: tuple[float, float, float] = (1.0, 1.0, 1.0), description: str = "animate",
+    avatar: Avatar,
+    template: Template,
+    performance: Performance,
+    output: Path,
+    *,
+    size: int,
+    yaw: float = 0.0,
+    pitch: float = 0.0,
+    background: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    description: str = "animate",
 ) -> float:
     """Render and encode, frame by frame; returns frames a second."""
     from guava.avatar import Animator, over

@@ -40,7 +40,8 @@ def bar(items: Iterable | None = None, **options: Any):
 @contextmanager
 def stage_bar(description: str) -> Iterator:
     """A bar for the ``progress(stage, done, total)`` callbacks of tracking and reconstruction."""
-    with bar(total=1, desc=description, bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}") as shown:
+    layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
+    with bar(total=1, desc=description, bar_format=layout) as shown:
 
         def progress(stage: str, done: int, total: int) -> None:
             shown.total = max(total, 1)
@@ -99,8 +100,11 @@ def sidecar(result: Path) -> Path:
 def write_sidecar(result: Path, command: str, config: Any, **facts: Any) -> None:
     """Write how a picture, video or motion was made, beside it."""
     document = {
-        "command": command, "settings": settings_of(config), "software": f"guava-avatar {__version__}",
-        "created": now(), **facts,
+        "command": command,
+        "settings": settings_of(config),
+        "software": f"guava-avatar {__version__}",
+        "created": now(),
+        **facts,
     }
     write_atomically(sidecar(result), json.dumps(document, indent=2, sort_keys=True).encode())
 
@@ -115,12 +119,18 @@ def read_sidecar(result: Path) -> dict[str, Any]:
 
 
 def parse_color(text: str) -> tuple[float, float, float]:
-    """"white", "black", "grey", "green" or "#rrggbb" -> RGB in [0, 1].
+    """ "white", "black", "grey", "green" or "#rrggbb" -> RGB in [0, 1].
 
     Raises:
         InputError: Anything else.
     """
-    named = {"white": "#ffffff", "black": "#000000", "grey": "#808080", "gray": "#808080", "green": "#00b140"}
+    named = {
+        "white": "#ffffff",
+        "black": "#000000",
+        "grey": "#808080",
+        "gray": "#808080",
+        "green": "#00b140",
+    }
     digits = re.fullmatch(r"#([0-9a-fA-F]{6})", named.get(text.lower(), text))
     if not digits:
         raise InputError(f"'{text}' is not a colour.", "Use white, black, grey, green or #rrggbb.")

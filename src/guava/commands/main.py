@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import errno
 import importlib
+import importlib.util
+import inspect
 import os
 import sys
 from collections.abc import Sequence
@@ -74,14 +76,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(verb: str, arguments: list[str]) -> int:
+    if verb == "doctor" and importlib.util.find_spec("tyro") is None:
+        doctor = importlib.import_module("guava.commands.doctor")
+        return doctor.run(doctor.Config(verbose="--verbose" in arguments))
     import tyro
 
     module = importlib.import_module(f"guava.commands.{verb}")
     try:
-        config = tyro.cli(
-            module.Config, prog=f"guava {verb}", args=arguments, description=module.Config.__doc__,
-            config=(tyro.conf.FlagConversionOff,) if getattr(module, "EXPLICIT_FLAGS", False) else (),
-        )
+        about = inspect.cleandoc(module.Config.__doc__)
+        config = tyro.cli(module.Config, prog=f"guava {verb}", args=arguments, description=about)
     except SystemExit as stop:  # --help (0) or a usage error, already printed (2)
         return int(stop.code or 0)
     return int(module.run(config) or 0)
@@ -96,8 +99,8 @@ def _unexpected(error: BaseException, debug: bool) -> int:
     if debug:
         raise error
     print(
-        f"error: unexpected {type(error).__name__}: {error}. This is a bug in Guava; please report it with what "
-        "'--debug' prints.",
+        f"error: unexpected {type(error).__name__}: {error}. This is a bug in Guava; please report it, with "
+        "what '--debug' prints.",
         file=sys.stderr,
     )
     return 1

@@ -13,8 +13,13 @@ from guava.rendering.mesh import shade_mesh
 from guava.tracking import TrackedSequence
 
 _PART_COLORS = {
-    "face": (0.98, 0.80, 0.65), "scalp": (0.75, 0.62, 0.85), "neck": (0.95, 0.72, 0.55), "torso": (0.45, 0.70, 0.95),
-    "left_arm": (0.45, 0.90, 0.55), "right_arm": (0.98, 0.62, 0.40), "left_hand": (0.20, 0.75, 0.35),
+    "face": (0.98, 0.80, 0.65),
+    "scalp": (0.75, 0.62, 0.85),
+    "neck": (0.95, 0.72, 0.55),
+    "torso": (0.45, 0.70, 0.95),
+    "left_arm": (0.45, 0.90, 0.55),
+    "right_arm": (0.98, 0.62, 0.40),
+    "left_hand": (0.20, 0.75, 0.35),
     "right_hand": (0.95, 0.40, 0.20),
 }
 
@@ -28,7 +33,12 @@ def _model(template_hash: str) -> tuple[Template, EHM, torch.Tensor]:
 
 
 def mesh_over(
-    pixels: np.ndarray, identity: Identity, pose: Pose, camera: Camera, template_hash: str, strength: float = 0.55
+    pixels: np.ndarray,
+    identity: Identity,
+    pose: Pose,
+    camera: Camera,
+    template_hash: str,
+    strength: float = 0.55,
 ) -> np.ndarray:
     """The posed template over a picture.
 
@@ -63,7 +73,9 @@ def fit_overlay(pixels: np.ndarray, tracked: TrackedSequence, frame: int) -> np.
     height, width = pixels.shape[:2]
     image_from_crop = torch.linalg.inv(tracked.crop_from_image[frame].float())
     camera = tracked.camera[frame].through(image_from_crop, width, height)
-    out = mesh_over(pixels, tracked.identity, tracked.pose[frame : frame + 1], camera, tracked.template_hash)
+    out = mesh_over(
+        pixels, tracked.identity, tracked.pose[frame : frame + 1], camera, tracked.template_hash
+    )
     for keypoints in tracked.keypoints.values():
         points = keypoints.points[frame] @ image_from_crop[:2, :2].T + image_from_crop[:2, 2]
         points = points[keypoints.confidence[frame] > 0.3].numpy()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from guava.commands.console import check_output, say, settings_of, stage_bar, warn
+from guava.errors import InputError
 
 if TYPE_CHECKING:
     from guava.avatar import Avatar
@@ -72,9 +73,8 @@ def make_avatar(config: Config) -> tuple[Avatar, str]:
     from guava.tracking import TrackingConfig, track_image
 
     if config.model not in GENERATORS:
-        from guava.errors import InputError
-
-        raise InputError(f"There is no model '{config.model}'.", f"Choose one of: {', '.join(sorted(GENERATORS))}")
+        names = ", ".join(sorted(GENERATORS))
+        raise InputError(f"There is no model '{config.model}'.", f"Choose one of: {names}.")
     photo = load_photo(config.photo)
     steps = 2 + len(STAGES)
     with stage_bar("reconstruct") as progress:
@@ -97,7 +97,8 @@ def make_avatar(config: Config) -> tuple[Avatar, str]:
             notes=tuple(dict.fromkeys((*photo.notes, *tracked.quality.notes, *provenance.notes))),
         ),
     )
-    lines = [f"{'detector':<14}{loaded - start:7.2f} s", f"{'track':<14}{done - loaded:7.2f} s", stages.table()]
+    before = {"detector": loaded - start, "track": done - loaded}
+    lines = [f"{name:<14}{seconds:7.2f} s" for name, seconds in before.items()] + [stages.table()]
     return avatar, "\n".join(lines)
 
 
@@ -108,13 +109,13 @@ def open_detector(name: str, model: Path | None):
         InputError: "simcc" without a model, or a model for a detector that brings its own.
         MissingDependencyError: Its package is not installed.
     """
-    from guava.errors import InputError
     from guava.tracking.detectors import create_detector
 
     if name == "simcc":
         if model is None:
             raise InputError(
-                "The detector 'simcc' runs a model file of yours.", "Name it: --detector-model dw-ll_ucoco_384.onnx"
+                "The detector 'simcc' runs a model file of yours.",
+                "Name it: --detector-model dw-ll_ucoco_384.onnx",
             )
         return create_detector(name, model=model)
     if model is not None:

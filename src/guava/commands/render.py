@@ -70,8 +70,8 @@ def run(config: Config) -> None:
         raise InputError("Nothing to write.", "Give -o OUT.png, --turntable OUT.mp4, or both.")
     clear = config.background == "transparent"
     if config.output is not None:
-        kinds = (".png",) if config.over else (".png", ".webp") if clear else (".png", ".jpg", ".jpeg", ".webp")
-        check_output(config.output, *kinds)
+        kinds = (".png", ".webp") if clear else (".png", ".jpg", ".jpeg", ".webp")
+        check_output(config.output, *((".png",) if config.over else kinds))
     if config.turntable is not None:
         check_output(config.turntable, ".mp4", ".mov", ".mkv")
     if not 16 <= config.size <= 4096:
@@ -89,14 +89,22 @@ def run(config: Config) -> None:
         say(f"{config.output}")
     if config.turntable is not None:
         render_turntable(
-            avatar, template, pose, config.turntable, size=config.size, pitch=config.pitch, seconds=config.seconds,
+            avatar,
+            template,
+            pose,
+            config.turntable,
+            size=config.size,
+            pitch=config.pitch,
+            seconds=config.seconds,
             background=background,
         )
         write_sidecar(config.turntable, "render", config, **facts)
         say(f"{config.turntable}")
 
 
-def _picture(config: Config, avatar: Avatar, template: Template, pose: Pose, background, clear: bool) -> None:
+def _picture(
+    config: Config, avatar: Avatar, template: Template, pose: Pose, background: tuple, clear: bool
+) -> None:
     from guava.avatar import Animator, over
     from guava.avatar.framing import framing, pivot, view_from
     from guava.photo import load_photo, save_image
@@ -105,7 +113,8 @@ def _picture(config: Config, avatar: Avatar, template: Template, pose: Pose, bac
     if config.over:
         photo = load_photo(config.over)
         if photo.sha256 != avatar.source.sha256:
-            warn([f"'{photo.name}' is not the very file that the avatar was made from ('{avatar.source.name}')."])
+            made_from = avatar.source.name
+            warn([f"'{photo.name}' is not the very file that the avatar was made from ('{made_from}')."])
         save_image(config.output, draw_over(photo.pixels, animator, pose))
         return
     camera = framing(avatar, template, config.size, poses=None if config.pose == "source" else pose)
@@ -146,7 +155,7 @@ def draw_over(pixels: np.ndarray, animator, pose: Pose) -> np.ndarray:
 
 
 def find_pose(name: str, seconds: float, avatar: Avatar, template: Template) -> Pose:
-    """"source", "rest" (standing where the photo has the person), or a moment of a motion; B = 1."""
+    """ "source", "rest" (standing where the photo has the person), or a moment of a motion; B = 1."""
     from guava.body import Pose
     from guava.commands.animate import find_motion
     from guava.motion import apply_motion
@@ -180,8 +189,17 @@ def place_neck(pose: Pose, avatar: Avatar, template: Template) -> Pose:
 
 
 def render_turntable(
-    avatar: Avatar, template: Template, pose: Pose, output: Path, *, size: int, pitch: float = 0.0,
-    seconds: float = 6.0, fps: float = 25.0, background=(1.0, 1.0, 1.0), description: str = "turntable",
+    avatar: Avatar,
+    template: Template,
+    pose: Pose,
+    output: Path,
+    *,
+    size: int,
+    pitch: float = 0.0,
+    seconds: float = 6.0,
+    fps: float = 25.0,
+    background=(1.0, 1.0, 1.0),
+    description: str = "turntable",
 ) -> None:
     """A video in which the camera goes once round the person, in one pose, starting at the photo's view."""
     from guava.avatar import Animator, over

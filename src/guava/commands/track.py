@@ -11,7 +11,19 @@ import tyro
 from guava.commands.console import bar, check_output, say, stage_bar, warn, write_sidecar
 
 PHOTO_SUFFIXES = (
-    ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif", ".heic", ".heif",
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".jp2",
+    ".avif",
+    ".heic",
+    ".heif",
 )
 
 
@@ -129,7 +141,11 @@ def _report(config: Config, tracked, notes: tuple[str, ...]) -> None:
     figures = [f"face {face:.1f} % of the outer-eye distance"] if face == face else []
     figures += [f"hands {hands:.1f} px at 512"] if hands == hands else []
     write_sidecar(
-        config.output, "track", config, frames=len(tracked), valid=valid,
+        config.output,
+        "track",
+        config,
+        frames=len(tracked),
+        valid=valid,
         notes=list(dict.fromkeys((*notes, *tracked.quality.notes))),
     )
     shots = len(torch.unique(tracked.shots))

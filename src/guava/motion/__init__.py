@@ -1,12 +1,12 @@
 """Motions: clips, files, conversion from keypoints, and driving an avatar with them."""
 
-from guava.motion.apply import Performance, apply_motion, shown_joints
+from guava.motion.apply import Performance, apply_motion, eased, shown_joints
 from guava.motion.clips import CLIP_NAMES, make_clip
 from guava.motion.file import for_template, load_motion, save_motion
 from guava.motion.motion import Motion
 from guava.motion.sampling import held, resample
 
 __all__ = [
-    "CLIP_NAMES", "Motion", "Performance", "apply_motion", "for_template", "held", "load_motion", "make_clip",
-    "resample", "save_motion", "shown_joints",
+    "CLIP_NAMES", "Motion", "Performance", "apply_motion", "eased", "for_template", "held", "load_motion",
+    "make_clip", "resample", "save_motion", "shown_joints",
 ]

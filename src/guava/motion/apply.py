@@ -20,7 +20,7 @@ from guava.motion.sampling import held
 from guava.rotation import axis_angle_to_matrix, matrix_to_axis_angle
 
 Anchor = Literal["photo", "motion"]
-Arms = Literal["auto", "motion", "photo"]
+Arms = Literal["auto", "motion", "photo", "left", "right"]
 
 _ARM = ("collar", "shoulder", "elbow", "wrist")
 _HAND = ("index", "middle", "pinky", "ring", "thumb")
@@ -60,8 +60,8 @@ def apply_motion(
         anchor: "motion": root, spine, head and gaze are the motion's (reenactment of a tracked video).
             "photo": they are the photo's own, moved by the motion's difference from rest (our clips, which
             are authored about the rest pose); this stays near the view that the photo showed.
-        arms: "motion" or "photo": which arms to take. "auto" takes the motion's for an arm whose wrist the
-            photo shows, and the photo's for one that it does not.
+        arms: Which arms follow the motion: both ("motion"), one ("left", "right"), none ("photo"), or, with
+            "auto", those whose hand the photo shows. The others keep about the photo's pose.
 
     Raises:
         TemplateMismatchError: The avatar or the motion does not fit ``template``.
@@ -82,17 +82,17 @@ def apply_motion(
         joints[:, body] = _compose(source.joints[:, body], joints[:, body])
         expression = _add_gaze(template, expression, source.expression)
 
-    shown = shown_joints(avatar, template)
-    follows = []
-    for side in ("left", "right"):
-        wrist_seen = bool(shown[template.joint(f"{side}_wrist")])
-        follow = wrist_seen if arms == "auto" else arms == "motion"
-        follows.append(follow)
-        if not follow:
-            ids = _arm_joints(template, side)
-            joints[:, ids] = source.joints[:, ids]
-            if arms == "auto":
-                notes = (*notes, f"The photo does not show the {side} hand; that arm keeps the photo's pose.")
+    seen = avatar.source.hands_seen
+    follows = tuple(
+        seen[i] if arms == "auto" else arms in ("motion", side) for i, side in enumerate(("left", "right"))
+    )
+    for side, follow in zip(("left", "right"), follows, strict=True):
+        if follow:
+            continue
+        ids = _arm_joints(template, side)
+        joints[:, ids] = _echo(source.joints[:, ids], pose.joints[:, ids])
+        if arms == "auto":
+            notes = (*notes, f"The photo does not show the {side} hand; that arm keeps near its pose.")
 
     pose = replace(pose, joints=joints, expression=expression)
     neck = template.joint("neck")
@@ -122,6 +122,33 @@ def shown_joints(avatar: Avatar, template: Template, margin: float = 0.0) -> Ten
     low = torch.tensor([source.width, source.height]) * margin
     high = torch.tensor([source.width, source.height]) * (1 - margin)
     return ((pixels >= low) & (pixels < high)).all(-1)
+
+
+def follow_arms(*arms: tuple[bool, bool]) -> tuple[bool, bool]:
+    """Left and right: whether that arm follows the motion in any of several performances."""
+    return any(a[0] for a in arms), any(a[1] for a in arms)
+
+
+def eased(pose: Pose, start: Pose, seconds: float, fps: float) -> Pose:
+    """A performance that begins and ends in ``start`` (B = 1): joints are blended over ``seconds`` at both
+    ends.
+    """
+    count = pose.joints.shape[0]
+    frames = torch.arange(count, dtype=torch.float32)
+    x = (torch.minimum(frames, count - 1 - frames) / max(seconds * fps, 1.0)).clamp(0, 1)
+    weight = (x**3 * (x * (6 * x - 15) + 10))[:, None, None]
+    delta = _compose(-start.joints, pose.joints)
+    return replace(pose, joints=_compose(start.joints, weight * delta))
+
+
+def _echo(photo: Tensor, motion: Tensor, share: float = 0.25, limit: float = 0.10) -> Tensor:
+    """The photo's pose (1, J, 3) stirred by a share of the motion's (T, J, 3) way from its first frame.
+
+    No joint turns by more than ``limit`` radians: a guessed or holding hand must not wander.
+    """
+    delta = _compose(-motion[:1], motion)
+    angle = delta.norm(dim=-1, keepdim=True).clamp(min=1e-8)
+    return _compose(photo, delta * (limit * torch.tanh(share * angle / limit) / angle))
 
 
 def _arm_joints(template: Template, side: str) -> list[int]:
