@@ -1,6 +1,7 @@
 """Videos: orientation, rates, damage, and output that is there whole or not at all."""
 
 import resource
+import struct
 from fractions import Fraction
 
 import av
@@ -152,3 +153,27 @@ def test_reduces_large_frames(tmp_path):
     reader = VideoReader(tmp_path / "a.mp4", max_side=64)
     assert next(iter(reader)).pixels.shape == (32, 64, 3)
     assert "reduced to 64x32" in reader.notes[0]
+
+
+@pytest.mark.parametrize(
+    "matrix, turns",
+    [((0, 1, -1, 0), -1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1)],
+    ids=["clockwise", "upside down", "counter-clockwise"],
+)
+def test_rotation_metadata_as_phones_write_it(tmp_path, matrix, turns):
+    frame = np.full((48, 80, 3), 30, np.uint8)
+    frame[:24, :40], frame[24:, :40] = (200, 40, 40), (40, 40, 200)
+    _write(tmp_path / "a.mp4", np.stack([frame] * 4))
+    data = bytearray((tmp_path / "a.mp4").read_bytes())
+    # The display matrix (a b u c d v x y w, 16.16 fixed point) lies 40 bytes into the body of the track
+    # header.
+    start = data.index(b"tkhd") + 4 + 40
+    a, b, c, d = (value * 65536 for value in matrix)
+    data[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    (tmp_path / "a.mp4").write_bytes(bytes(data))
+    reader = VideoReader(tmp_path / "a.mp4")
+    upright = np.rot90(frame, turns)
+    assert (reader.height, reader.width) == upright.shape[:2]
+    got = next(iter(reader)).pixels
+    assert got.shape == upright.shape
+    assert np.abs(got.astype(int) - upright).mean() < 6

@@ -87,6 +87,8 @@ class VideoReader:
                 f"The frames of '{path}' have only {width}x{height} pixels; at least {MIN_SIDE} are needed.",
                 "Use a video in which the person can be seen.",
             )
+        if not hasattr(first, "rotation"):
+            self._note("This PyAV is too old to read rotation; update it if frames lie on their side.")
         if max(first.width, first.height) > max_side:
             self._note(f"The frames of '{self.name}' were reduced to {self.width}x{self.height}.")
 
@@ -322,7 +324,7 @@ class VideoWriter:
             dst_color_range=ColorRange.MPEG,
         )
         frame.color_range = int(ColorRange.MPEG)
-        frame.colorspace = frame.color_primaries = frame.color_trc = _BT709
+        frame.colorspace = _BT709
         self._mux(frame)
 
     def _mux(self, frame: av.VideoFrame | None) -> None:

@@ -153,7 +153,9 @@ class MediaPipeDetector:
         if self._mask:
             mask, box = self._segment(image, person)
             person = replace(person, box=box)
-        self._previous_face = face.box if face is not None else None
+        if face is not None:
+            # Kept while the face is turned away, so that nobody else's in the box is taken for it.
+            self._previous_face = face.box
         return FrameDetections(person, max(len(faces), 1), mask)
 
     # Running graphs
