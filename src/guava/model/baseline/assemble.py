@@ -19,15 +19,16 @@ from guava.errors import InputError, NoPersonError, TemplateMismatchError
 from guava.model.baseline.displacement import DisplacementConfig, displace
 from guava.model.baseline.eyes_and_mouth import finish_face, lid_texels, shut_eyes
 from guava.model.baseline.hair import hair_mask, head_window
-from guava.model.baseline.matte import cut_out
+from guava.model.baseline.matte import SourcePicture, cut_out
 from guava.model.baseline.shell import Shell, ShellConfig, pixel_shell
 from guava.model.baseline.surface import (
+    PosedSurface,
     SurfaceTables,
     displacement_directions,
     pose_template,
     see,
+    split_samples,
     surface_tables,
-    texel_points,
     to_camera,
     to_world,
 )
@@ -36,6 +37,9 @@ from guava.model.stages import Progress, Stages
 from guava.photo import Photo
 from guava.rotation import matrix_to_quaternion, quaternion_multiply
 from guava.tracking.sequence import TrackedSequence
+
+LID_SPLIT = 3
+"""Lid texels become so many Gaussians a side."""
 
 STAGES = ("pose", "matte", "hair", "displacement", "texture", "shell", "assemble")
 
@@ -106,8 +110,6 @@ def reconstruct_baseline(
         )
     if not bool(tracked.valid[frame]):
         raise NoPersonError(f"Nobody was tracked in frame {frame} of '{tracked.media.name}'.")
-    if tracked.masks is None:
-        raise InputError("The tracked parameters carry no person mask.", "Track the photo again with masks.")
 
     with stages("pose"):
         tables = surface_tables(template, config.texture_size)
@@ -117,22 +119,13 @@ def reconstruct_baseline(
         shut = pose_template(template, identity, shut_eyes(template))
         source_camera = tracked.camera[frame]
         camera = source_camera.resized(config.work_size, config.work_size)
-        zoom = config.work_size / source_camera.width
-        crop_from_image = tracked.crop_from_image[frame].double().numpy()
         vertices = to_camera(posed.vertices[0], camera)
         bare = see(vertices, tables, camera)
         if bare.covered.sum() < 200:
             raise NoPersonError("The fitted person lies outside the photo.")
 
     with stages("matte"):
-        mask = tracked.masks[frame].float()[None, None] / 255
-        probability = torch.nn.functional.interpolate(
-            mask, size=(config.work_size, config.work_size), mode="bilinear", align_corners=False
-        )[0, 0].numpy()
-        picture = cut_out(
-            photo.pixels, np.diag([zoom, zoom, 1.0]) @ crop_from_image, config.work_size, config.color_size,
-            probability, bare.covered, head_window(bare, tables), photo.alpha,
-        )
+        picture = matte_person(photo, tracked, bare, tables, config, frame)
 
     with stages("hair"):
         hair = hair_mask(picture, bare, tables) if config.hair else np.zeros_like(bare.covered)
@@ -147,8 +140,10 @@ def reconstruct_baseline(
             surface = see(vertices + offsets[:, None] * directions, tables, camera)
 
     with stages("texture"):
-        projection = project_texels(picture, surface, tables)
-        colors = finish_face(texture(picture, surface, tables, projection, hair), projection, surface, tables)
+        fine_size = picture.fine_image.shape[0]
+        fine = see(surface.vertices, tables, camera.resized(fine_size, fine_size))
+        projection = project_texels(picture, surface, fine, tables)
+        colors = finish_face(texture(picture, surface, tables, projection, hair), projection, fine, tables)
 
     with stages("shell"):
         shell = pixel_shell(picture, surface, tables, hair, config.shell_settings) if config.shell else None
@@ -174,8 +169,38 @@ def reconstruct_baseline(
         source = SourceView(
             pose, source_camera, tracked.crop_from_image[frame], photo.width, photo.height,
             photo.sha256 or tracked.media.sha256, photo.name or tracked.media.name,
+            hands_seen=tuple(
+                bool((tracked.keypoints[f"{side}_hand"].confidence[frame] > 0).any()) for side in ("left", "right")
+            ),
         )
     return Avatar(gaussians, identity, template.hash, source, provenance)
+
+
+def matte_person(
+    photo: Photo,
+    tracked: TrackedSequence,
+    bare: PosedSurface,
+    tables: SurfaceTables,
+    config: BaselineConfig,
+    frame: int = 0,
+) -> SourcePicture:
+    """Cut the tracked person out of the photo, guided by the fitted mesh.
+
+    Raises:
+        InputError: ``tracked`` carries no person mask.
+    """
+    if tracked.masks is None:
+        raise InputError("The tracked parameters carry no person mask.", "Track the photo again with masks.")
+    size = config.work_size
+    zoom = size / tracked.camera.width
+    probability = torch.nn.functional.interpolate(
+        tracked.masks[frame].float()[None, None] / 255, size=(size, size), mode="bilinear", align_corners=False
+    )[0, 0].numpy()
+    crop_from_image = np.diag([zoom, zoom, 1.0]) @ tracked.crop_from_image[frame].double().numpy()
+    return cut_out(
+        photo.pixels, crop_from_image, size, config.color_size, probability, bare.covered, head_window(bare, tables),
+        photo.alpha,
+    )
 
 
 def kept_texels(projection: Projection, tables: SurfaceTables, config: BaselineConfig) -> np.ndarray:
@@ -216,36 +241,45 @@ def uv_gaussians(
         config: Settings.
     """
     world = to_world(displaced, camera)
-    faces, face_ids = tables.template.faces, tables.texel_face[kept]
-    ids = torch.from_numpy(face_ids)
-    barycentrics = torch.from_numpy(tables.texel_barycentrics[kept])
     # Discs beside a seam of the atlas reach over it, or the seam shows.
-    size = config.disc_size * np.where(tables.texel_border[kept], 1.5, 1.0)
-
-    vertices = posed.vertices[0].double()
-    frames = triangle_frames(vertices, faces[ids])
-    anchors = (vertices[faces[ids]] * barycentrics[..., None].double()).sum(-2)
-    arm = torch.from_numpy(texel_points(world, tables, kept)) - anchors
-    local = (frames.rotation.transpose(-1, -2) @ arm[..., None]).squeeze(-1) / frames.sigma[:, None].clamp(min=1e-9)
-    turn, scale = _discs_in_frames(world, frames, tables, face_ids, size, config)
-    # Shut lids stretch several times in one direction: their discs are made to cover them shut.
-    lids = np.nonzero(lid_texels(tables).share[kept] > 0)[0]
+    size = config.disc_size * tables.texel_size * np.where(tables.texel_border, 1.5, 1.0)
+    lid = lid_texels(tables).share > 0
+    open_skin = np.nonzero(kept & ~lid)[0]
+    parts = [(open_skin, tables.texel_barycentrics[open_skin], size[open_skin], posed, world)]
+    lids = np.nonzero(kept & lid)[0]
     if len(lids):
-        lid_vertices = shut.vertices[0].double()
-        lid_frames = triangle_frames(lid_vertices, faces[ids[lids]])
-        turn[lids], scale[lids] = _discs_in_frames(
-            lid_vertices.numpy(), lid_frames, tables, face_ids[lids], size[lids], config
+        # Shut lids are stretched several times: finer discs, sized for shut eyes, cover them without covering open
+        # eyes.
+        index = np.repeat(lids, LID_SPLIT**2)
+        _, barycentrics = split_samples(
+            tables.texel_face[lids], tables.texel_barycentrics[lids], LID_SPLIT, tables.texel_jacobian
         )
-    return rig_to_triangles(
-        rest.vertices[0], faces, ids, barycentrics,
-        local_offset=local.float(),
-        rotations=turn.float(),
-        scales=scale.float(),
-        opacities=torch.full((len(ids),), config.opacity),
-        features=torch.from_numpy(colors.colors[kept]).float(),
-        layer=Layer.UV,
-        observed=torch.from_numpy(colors.observed[kept]),
-    )
+        parts.append((index, barycentrics, size[index] / LID_SPLIT, shut, shut.vertices[0].double().numpy()))
+
+    faces = tables.template.faces
+    vertices = posed.vertices[0].double()
+    out = []
+    for index, barycentrics, disc_size, shape, shape_surface in parts:
+        face_ids = tables.texel_face[index]
+        ids, weights = torch.from_numpy(face_ids), torch.from_numpy(barycentrics)
+        frames = triangle_frames(vertices, faces[ids])
+        anchors = (vertices[faces[ids]] * weights[..., None].double()).sum(-2)
+        points = np.einsum("nk,nkc->nc", barycentrics, world[tables.faces[face_ids]])
+        arm = torch.from_numpy(points) - anchors
+        local = (frames.rotation.transpose(-1, -2) @ arm[..., None]).squeeze(-1) / frames.sigma[:, None].clamp(min=1e-9)
+        shape_frames = frames if shape is posed else triangle_frames(shape.vertices[0].double(), faces[ids])
+        turn, scale = _discs_in_frames(shape_surface, shape_frames, tables, face_ids, disc_size, config)
+        out.append(rig_to_triangles(
+            rest.vertices[0], faces, ids, weights.float(),
+            local_offset=local.float(),
+            rotations=turn.float(),
+            scales=scale.float(),
+            opacities=torch.full((len(ids),), config.opacity),
+            features=torch.from_numpy(colors.colors[index]).float(),
+            layer=Layer.UV,
+            observed=torch.from_numpy(colors.observed[index]),
+        ))
+    return Gaussians.concatenate(*out)
 
 
 def _discs_in_frames(

@@ -23,8 +23,8 @@ from guava.model.baseline.surface import (
 )
 from guava.model.baseline.texture import Projection, Texture
 
-IRIS_ANGLE = np.radians(33)
-"""From the eyeball's axis; a little more than the iris of a 12 mm eyeball."""
+IRIS_RADIUS = 0.0062
+"""Metres from the eyeball's axis; people differ little."""
 
 _TOOTH, _TONGUE, _CAVITY, _SCLERA = (
     np.float32([0.88, 0.85, 0.79]), np.float32([0.66, 0.36, 0.35]), np.float32([0.20, 0.07, 0.07]),
@@ -35,6 +35,12 @@ _TOOTH, _TONGUE, _CAVITY, _SCLERA = (
 
 def finish_face(texture: Texture, projection: Projection, surface: PosedSurface, tables: SurfaceTables) -> Texture:
     """Colour eyeballs, lids, teeth, tongue and cavity.
+
+    Args:
+        texture: Of the rest.
+        projection: Of all texels.
+        surface: The displaced surface as the photo sees it, at the photo's resolution.
+        tables: The template's tables.
 
     Returns:
         The completed texture.
@@ -94,12 +100,16 @@ def _eyeball(
         return
     ball = surface.covered & tables.faces_of(name)[surface.face_ids]
     # The lids' edges and lashes spill over by a pixel.
-    clean = ndimage.binary_erosion(ball, np.ones((3, 3)))
-    seen = projection.visible[mine] & clean[projection.rows[mine], projection.columns[mine]]
+    clean = ndimage.binary_erosion(ball, np.ones((3, 1)))
+    columns, rows = np.clip(
+        np.floor(surface.project(projection.points[mine])).astype(int), 0, surface.camera.width - 1
+    ).T
+    seen = projection.visible[mine] & clean[rows, columns]
     rest = tables.texel_rest[mine]
     from_centre = rest - 0.5 * (rest.max(0) + rest.min(0))
-    angle = np.arctan2(np.hypot(from_centre[:, 0], from_centre[:, 1]), from_centre[:, 2])
-    iris = angle < IRIS_ANGLE
+    from_axis = np.hypot(from_centre[:, 0], from_centre[:, 1])
+    angle = np.arctan2(from_axis, from_centre[:, 2])
+    iris = (from_axis < IRIS_RADIUS) & (from_centre[:, 2] > 0)
 
     white = _SCLERA * light
     visible_white = seen & ~iris & (angle < np.radians(75))
@@ -113,26 +123,25 @@ def _eyeball(
     out *= np.clip(1.08 - 0.25 * (angle / np.radians(75))[:, None], 0.75, 1)
 
     seen_iris = seen & iris
-    if seen_iris.sum() > 30:
-        edges = np.linspace(0, IRIS_ANGLE, 9)
-        bins = np.clip(np.digitize(angle, edges) - 1, 0, 7)
+    if seen_iris.sum() > 12:
+        bins = np.clip((from_axis / IRIS_RADIUS * 8).astype(int), 0, 7)
         rings = np.zeros((8, 3), np.float32)
         known = np.zeros(8, bool)
         for b in range(8):
             chosen = seen_iris & (bins == b)
-            if chosen.sum() > 3:
+            if chosen.any():
                 rings[b], known[b] = np.median(projection.colors[mine][chosen], 0), True
         for channel in range(3):
             rings[:, channel] = np.interp(np.arange(8), np.nonzero(known)[0], rings[known, channel])
         out[iris] = rings[bins[iris]]
     else:
         iris_color, pupil = np.float32([0.28, 0.19, 0.13]) * light, np.float32([0.05, 0.04, 0.04])
-        out[iris] = np.where((angle[iris] < 0.4 * IRIS_ANGLE)[:, None], pupil, iris_color)
+        out[iris] = np.where((from_axis[iris] < 0.4 * IRIS_RADIUS)[:, None], pupil, iris_color)
     keep = seen & (angle < np.radians(60))
-    away = cKDTree(rest[keep]).query(rest)[0] if keep.sum() > 30 else np.full(len(mine), np.inf)
+    away = cKDTree(rest[keep]).query(rest)[0] if keep.sum() > 8 else np.full(len(mine), np.inf)
     share = np.where(keep, 1.0, np.exp(-((away / 0.0015) ** 2)))[:, None]
-    nearest = cKDTree(rest[keep]).query(rest)[1] if keep.sum() > 30 else np.zeros(len(mine), int)
-    if keep.sum() > 30:
+    nearest = cKDTree(rest[keep]).query(rest)[1] if keep.sum() > 8 else np.zeros(len(mine), int)
+    if keep.sum() > 8:
         out = share * projection.colors[mine][keep][nearest] + (1 - share) * out
     colors[mine] = out
     observed[mine] = keep
@@ -232,11 +241,11 @@ def _lids(colors: np.ndarray, observed: np.ndarray, tables: SurfaceTables) -> No
     neighbours = colors[clear][index]
     # Brows are dark and near, so the darker neighbours do not count.
     level = neighbours.mean(2)
-    weight = (level >= np.quantile(level, 0.4, axis=1, keepdims=True)) / (away + 0.006) ** 2
+    weight = (level >= np.quantile(level, 0.55, axis=1, keepdims=True)) / (away + 0.006) ** 2
     skin = (neighbours * weight[..., None]).sum(1) / weight.sum(1, keepdims=True)
     # Lashes: the edge itself stays dark.
-    lash = np.exp(-((lids.edge[lid] / 0.0007) ** 2))[:, None]
-    skin = skin * (0.94 - 0.5 * lash)
+    lash = np.exp(-((lids.edge[lid] / 0.0006) ** 2))[:, None]
+    skin = skin * (0.97 - 0.35 * lash)
     share = lids.share[lid][:, None]
     colors[lid] = share * skin + (1 - share) * colors[lid]
     observed[np.nonzero(lid)[0][share[:, 0] > 0.5]] = False

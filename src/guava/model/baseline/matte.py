@@ -155,7 +155,7 @@ def person_matte(
         alpha[window] = values.reshape(known.shape)
     # Closed form rarely says exactly 0 or 1, which leaves a haze round the person; only hair is really soft.
     soft = np.clip(blur(hairy.astype(np.float32), 6 * unit), 0, 1)
-    low = 0.28 - 0.24 * soft
+    low = 0.28 - 0.16 * soft
     alpha = np.clip((alpha - low) / (1 - 2 * low), 0, 1)
     return _one_person(alpha * inside, sure).astype(np.float32)
 

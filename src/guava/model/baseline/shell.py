@@ -88,9 +88,7 @@ def pixel_shell(
     face = face_region(surface, tables)
     hair = hair & ~shrink(face, 3 * unit)
     missing = ndimage.binary_opening((person & ~covered) | hair, np.ones((2, 2)))
-    # The shell knows no jaw: what lies over or hugs the face must be hair.
     skin = covered & tables.faces_of("face")[surface.face_ids]
-    missing &= hair | ~grow(skin, 3 * unit)
     ring = grow(missing, config.overlap * unit) & covered & person & (class_map != HAND) & ~face & ~skin
     members = missing | ring
     if not members.any() or not covered.any():
@@ -99,6 +97,8 @@ def pixel_shell(
     own = covered & ~hair
     source_row, source_column, too_far = _bound_pixels(surface, class_map, covered, hair, own, face, config, unit)
     members &= ~too_far
+    # The shell knows no jaw: what hugs the face must be hair.
+    members &= hair | ~skin[source_row, source_column]
     if not members.any():
         return _empty(joints)
     rows, columns = np.nonzero(members)

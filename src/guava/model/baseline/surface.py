@@ -29,7 +29,7 @@ INNER_PARTS = (*EYEBALLS, *TEETH, "tongue", "mouth_cavity", "eye_sockets")
 """Parts that lie behind lids and lips."""
 
 _LIMITS = {"torso": 0.10, "left_arm": 0.10, "right_arm": 0.10, "legs": 0.10, "scalp": 0.08, "neck": 0.015,
-           "left_hand": 0.004, "right_hand": 0.004, "face": 0.004}
+           "left_hand": 0.004, "right_hand": 0.004, "face": 0.006}
 LOCKED = 1e-4
 """Displacement limit of what must not move: the inner parts."""
 
@@ -49,7 +49,8 @@ class SurfaceTables:
         laplacian: (V, V) cotangent Laplacian (positive semi-definite) of the neutral mesh.
         vertex_area: (V,) square metres.
         smoother: Solves (A + l^2 L) x = A b for b (V,): an average over l = 2 cm of surface.
-        texel_face: (N,) face of every texel.
+        texel_face: (N,) face of every texel. The front of the eyeballs is sampled more finely than the atlas.
+        texel_size: (N,) side of what a sample stands for, in texels.
         texel_barycentrics: (N, 3) float32.
         texel_rows, texel_columns: (N,) place in the atlas.
         texel_rest: (N, 3) float32 place on the neutral template in the T pose.
@@ -68,6 +69,7 @@ class SurfaceTables:
     vertex_area: np.ndarray
     smoother: Callable[[np.ndarray], np.ndarray]
     texel_face: np.ndarray
+    texel_size: np.ndarray
     texel_barycentrics: np.ndarray
     texel_rows: np.ndarray
     texel_columns: np.ndarray
@@ -92,6 +94,9 @@ class SurfaceTables:
         wanted = [self.template.part_names.index(p) for p in parts if p in self.template.part_names]
         return np.isin(self.template.face_parts.numpy(), wanted)
 
+
+EYE_SPLIT = 4
+"""Samples a texel's side on the front of the eyeballs."""
 
 _TABLES: dict[tuple[str, int], SurfaceTables] = {}
 
@@ -135,14 +140,56 @@ def _make_tables(template: Template, texture_size: int) -> SurfaceTables:
     rows, columns = np.nonzero(mask)
     texel_face = atlas.face_ids.numpy()[mask].astype(np.int64)
     barycentrics = atlas.barycentrics.numpy()[mask]
+    border = ~ndimage.binary_erosion(mask, np.ones((3, 3)))[mask]
+    jacobian = _texel_jacobian(template, texture_size)
+    rest = (neutral[faces[texel_face]] * barycentrics[..., None]).sum(1).astype(np.float32)
+
+    # Eyes are small and looked at first: split the texels of the eyeballs' fronts.
+    front = np.zeros(len(rest), bool)
+    for name in EYEBALLS:
+        if name in part_names:
+            ball = np.nonzero(face_part[texel_face] == part_names.index(name))[0]
+            if len(ball):
+                low, high = rest[ball].min(0), rest[ball].max(0)
+                front[ball] = rest[ball, 2] > low[2] + 0.75 * (high[2] - low[2])
+    index = np.nonzero(front)[0]
+    split_face, split_barycentrics = split_samples(texel_face[index], barycentrics[index], EYE_SPLIT, jacobian)
+    repeat = EYE_SPLIT**2
+    texel_face = np.concatenate([texel_face[~front], split_face])
+    barycentrics = np.concatenate([barycentrics[~front], split_barycentrics]).astype(np.float32)
+    rows = np.concatenate([rows[~front], np.repeat(rows[index], repeat)])
+    columns = np.concatenate([columns[~front], np.repeat(columns[index], repeat)])
+    border = np.concatenate([border[~front], np.zeros(len(split_face), bool)])
+    size = np.concatenate([np.ones((~front).sum()), np.full(len(split_face), 1 / EYE_SPLIT)])
     rest = (neutral[faces[texel_face]] * barycentrics[..., None]).sum(1).astype(np.float32)
     _, mirror = cKDTree(rest).query(rest * np.float32([-1, 1, 1]), workers=-1)
     return SurfaceTables(
         template, faces, face_class, face_group, vertex_limit, laplacian, area,
-        lambda values: solve((area + 1e-12) * values), texel_face, barycentrics,
-        rows, columns, rest, face_part[texel_face], _texel_jacobian(template, texture_size), mirror,
-        ~ndimage.binary_erosion(mask, np.ones((3, 3)))[mask],
+        lambda values: solve((area + 1e-12) * values), texel_face, size, barycentrics,
+        rows, columns, rest, face_part[texel_face], jacobian, mirror, border,
     )
+
+
+def split_samples(
+    face_ids: np.ndarray, barycentrics: np.ndarray, count: int, jacobian: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """``count`` x ``count`` sub-samples of texels.
+
+    Args:
+        face_ids: (n,).
+        barycentrics: (n, 3) of the texels' centres.
+        count: Sub-samples a side.
+        jacobian: (F, 2, 3), :attr:`SurfaceTables.texel_jacobian`.
+
+    Returns:
+        Face (n count^2,) and barycentrics (n count^2, 3), those of one texel in a row; they may lie a little outside
+        the face.
+    """
+    offsets = (np.arange(count) + 0.5) / count - 0.5
+    right, down = np.meshgrid(offsets, offsets)
+    steps = np.stack([right.ravel(), down.ravel()], 1)
+    moved = barycentrics[:, None] + np.einsum("ks,nsb->nkb", steps, jacobian[face_ids])
+    return np.repeat(face_ids, count**2), moved.reshape(-1, 3)
 
 
 def _cotangent_laplacian(vertices: np.ndarray, faces: np.ndarray) -> tuple[sp.csr_matrix, np.ndarray]:

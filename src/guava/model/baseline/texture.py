@@ -75,17 +75,26 @@ class Projection:
     visible: np.ndarray
 
 
-def project_texels(picture: SourcePicture, surface: PosedSurface, tables: SurfaceTables) -> Projection:
-    """Sample the photo at every texel (Eq. 2, Eq. 6) and test the z-buffer (B.4)."""
+def project_texels(
+    picture: SourcePicture, surface: PosedSurface, fine: PosedSurface, tables: SurfaceTables
+) -> Projection:
+    """Sample the photo at every texel (Eq. 2, Eq. 6) and test the z-buffer (B.4).
+
+    Args:
+        picture: The cut-out photo.
+        surface: The displaced surface, seen at the picture's working size.
+        fine: The same, seen at the size of the picture's colours.
+        tables: The template's tables.
+    """
     points = texel_points(surface.vertices, tables)
     normals = texel_points(surface.normals, tables)
-    viewer = Camera(torch.eye(4), surface.camera.intrinsics, surface.camera.width, surface.camera.height)
+    viewer = Camera(torch.eye(4), fine.camera.intrinsics, fine.camera.width, fine.camera.height)
     world = torch.from_numpy(points.astype(np.float32))
     features = torch.from_numpy(np.ascontiguousarray(picture.fine_foreground.transpose(2, 0, 1)))[None]
     colors = sample_projected(features, world[None], viewer)[0].numpy()
     fragments = MeshFragments(
-        torch.from_numpy(surface.face_ids), torch.from_numpy(surface.barycentrics),
-        torch.from_numpy(surface.depth.astype(np.float32)),
+        torch.from_numpy(fine.face_ids), torch.from_numpy(fine.barycentrics),
+        torch.from_numpy(fine.depth.astype(np.float32)),
     )
     visible = visible_points(world, viewer, fragments, tolerance=0.006).numpy()
     pixels = np.floor(surface.project(points)).astype(int)
@@ -117,6 +126,10 @@ def observed_texels(
     # A hand is rarely fitted to the pixel; what lies beside it may still be hand.
     doubtful |= (texel_class == TORSO) & hands[rows, columns]
     doubtful |= ((texel_class == TORSO) | (texel_class == ARM)) & hair[rows, columns]
+    # Ears, arms and sides are narrow: what is mixed into their rims spreads over all that they fill.
+    solid = shrink((picture.alpha > 0.9) & picture.inside, 3 * unit)
+    narrow = (texel_class == ARM) | tables.texels_of("scalp", "neck")
+    doubtful |= narrow & ~(solid[rows, columns] & (projection.facing > 0.3)) & ~hair[rows, columns]
     return projection.visible & person[rows, columns] & ~doubtful
 
 
@@ -146,13 +159,10 @@ def texture(
 
     limbs = ((texel_class == ARM) | (texel_class == HAND)) & skin
     for side in (LEFT, RIGHT):
-        mine = limbs & (group == side)
-        ring = rest[mine] * np.float32([1, 0.3, 0.3])
-        filled, distance = _from_nearest(ring, colors[mine], known[mine], count=8, floor=0.003)
-        chosen = np.nonzero(mine)[0]
-        near = ~known[mine] & (distance < 0.03)
-        colors[chosen[near]] = filled[near]
-        known[chosen[near]] = True
+        mine = np.nonzero(limbs & (group == side) & (texel_class == ARM))[0]
+        filled, reached = ring_fill(rest[mine], colors[mine], known[mine])
+        colors[mine[reached]] = filled[reached]
+        known[mine[reached]] = True
 
     mirrored = ~known & known[tables.mirror] & skin & (face | limbs)
     colors[mirrored] = _relit_mirror(colors, observed, mirrored, face & skin, tables)
@@ -182,6 +192,40 @@ def texture(
         colors[rest_of] = filled[rest_of[skin]]
     _feather(colors, observed & skin, skin, tables)
     return Texture(np.clip(colors, 0, 1).astype(np.float32), observed & skin, projection.inside)
+
+
+def ring_fill(rest: np.ndarray, colors: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Carry the known colours of an arm round it.
+
+    Args:
+        rest: (n, 3) places in the T pose, where arms lie along x.
+        colors: (n, 3).
+        known: (n,) bool.
+
+    Returns:
+        (n, 3) median colour of every place's ring, blended with its nearest known colours, and (n,) bool: unknown
+        places with a known ring within 4 cm.
+    """
+    out = colors.copy()
+    if known.sum() < 200 or known.all():
+        return out, np.zeros(len(known), bool)
+    width = 0.005
+    slot = np.floor((rest[:, 0] - rest[:, 0].min()) / width).astype(int)
+    count = slot.max() + 1
+    ring, weight = np.zeros((count, 3)), np.zeros(count)
+    for index in np.unique(slot[known]):
+        members = colors[known & (slot == index)]
+        ring[index], weight[index] = np.median(members, 0), min(len(members), 30)
+    blurred = ndimage.gaussian_filter1d(weight, 1.0, mode="constant")
+    ring = ndimage.gaussian_filter1d(ring * weight[:, None], 1.0, axis=0, mode="constant")
+    ring = ring / np.maximum(blurred, 1e-9)[:, None]
+    filled = np.nonzero(blurred > 1)[0]
+    nearest_slot = filled[np.abs(filled[None] - np.arange(count)[:, None]).argmin(1)]
+    reached = ~known & (np.abs(nearest_slot[slot] - slot) * width < 0.04)
+    near, distance = _from_nearest(rest, colors, known, count=16, floor=0.004)
+    share = np.exp(-((distance / 0.015) ** 2))[:, None]
+    out[reached] = (share * near + (1 - share) * ring[nearest_slot[slot]])[reached]
+    return out, reached
 
 
 def _from_nearest(
