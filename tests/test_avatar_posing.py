@@ -276,6 +276,19 @@ def test_refuses_batches_and_unknown_backends(template, rest):
         pose_gaussians(gaussians, rest, template.faces, backend="opengl")
 
 
+@pytest.mark.parametrize("kind", list(BindingKind))
+def test_bindings_to_what_is_not_there_are_refused(template, rest, kind):
+    """Such indices can come out of a file; they must not be read from memory."""
+    gaussians = mixed(template, rest, count=5)
+    chosen = gaussians.binding == kind
+    for value in (10**8, -1):
+        anchor = torch.where(chosen, value, gaussians.anchor)
+        indices = torch.where(chosen[:, None], 200, gaussians.skin_indices).to(torch.uint8)
+        broken = replace(gaussians, anchor=anchor.to(torch.int32), skin_indices=indices)
+        with pytest.raises(ValueError, match="does not have"):
+            pose_gaussians(broken, rest, template.faces)
+
+
 def test_folding_the_identity_changes_nothing(template):
     generator = torch.Generator().manual_seed(2)
     neutral = Identity.neutral(template)

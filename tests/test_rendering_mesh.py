@@ -117,6 +117,8 @@ def test_refuses_what_it_cannot_draw():
     camera = wide_camera()
     with pytest.raises(ValueError, match="NaN"):
         rasterize_mesh(vertices * torch.nan, faces, camera)
+    with pytest.raises(ValueError, match="outside"):
+        rasterize_mesh(vertices, faces + 1, camera)
     with pytest.raises(ValueError, match="batch"):
         batch = Camera(camera.world_to_camera[None], camera.intrinsics[None], 8, 8)
         rasterize_mesh(vertices, faces, batch)

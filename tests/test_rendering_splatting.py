@@ -203,6 +203,10 @@ def test_degenerate_gaussians(backend):
     assert abs(float(direction @ wanted)) > 0.98
     sheet = splat(means, q, torch.tensor([[1e4, 1e4, 0.0]]), opacity, color, camera, backend=backend)
     assert torch.isfinite(sheet.features).all()
+    for far in (1e8, 1e30):
+        away = splat(means * 0 + far * torch.tensor([1, 1, -1.0]), q, torch.full((1, 3), far), opacity, color,
+                     camera, backend=backend)
+        assert torch.isfinite(away.alpha).all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -254,7 +254,8 @@ def pose_gaussians(
             otherwise.
 
     Raises:
-        ValueError: More than one frame, or a backend that cannot do what is asked.
+        ValueError: More than one frame, Gaussians bound to what the template does not have, or a backend that
+            cannot do what is asked.
     """
     _check_rule(sigma_rule)
     if output.vertices.shape[0] != 1:
@@ -278,20 +279,22 @@ def pose_gaussians(
 
     g = gaussians
     with KERNEL_LOCK:
-        means, quaternions, scales = _pose_kernel(
+        fits, means, quaternions, scales = _pose_kernel(
             array(g.positions), array(g.rotations), array(g.scales), array(g.binding, torch.uint8),
             array(g.anchor, torch.int32), array(g.barycentrics), array(g.local_offset), array(g.sigma),
             array(g.triangle_rotation), array(g.skin_indices, torch.uint8), array(g.skin_weights),
             array(output.vertices[0]), array(output.transforms[0]), array(output.joint_transforms[0]),
             array(faces, torch.int64), sigma_rule == "mean_edge",
         )
+    if not fits:
+        raise ValueError("The Gaussians are bound to faces, vertices or joints the template does not have.")
     return PosedGaussians(
         torch.from_numpy(means), torch.from_numpy(quaternions), torch.from_numpy(scales), g.opacities,
         g.features,
     )
 
 
-# --- the readable reference ---------------------------------------------------------------------------------
+# --- the readable reference -------------------------------------------------------------------------------
 
 
 def _pose_reference(
@@ -384,7 +387,7 @@ def _record(kind, positions, rotations, scales, opacities, features, layer, obse
     )
 
 
-# --- the kernel ---------------------------------------------------------------------------------------------
+# --- the kernel -------------------------------------------------------------------------------------------
 
 _f = np.float32
 _TRIANGLE, _VERTEX = int(BindingKind.TRIANGLE), int(BindingKind.VERTEX)
@@ -428,8 +431,21 @@ def _pose_kernel(
     means = np.empty((count, 3), np.float32)
     quaternions = np.empty((count, 4), np.float32)
     scales = np.empty((count, 3), np.float32)
+    misfits = 0
     for n in numba.prange(count):
         ratio = _f(1.0)
+        # An avatar file may hold any index, and numba does not check them.
+        fits = True
+        if binding[n] == _TRIANGLE:
+            fits = 0 <= anchor[n] < len(faces)
+        elif binding[n] == _VERTEX:
+            fits = 0 <= anchor[n] < len(vertices)
+        else:
+            for slot in range(skin_indices.shape[1]):
+                fits = fits and skin_indices[n, slot] < len(joints)
+        if not fits:
+            misfits += 1
+            continue
         if binding[n] == _TRIANGLE:
             i, j, k = faces[anchor[n], 0], faces[anchor[n], 1], faces[anchor[n], 2]
             x, y, z = vertices[i, 0], vertices[i, 1], vertices[i, 2]
@@ -500,4 +516,4 @@ def _pose_kernel(
         quaternions[n, 2], quaternions[n, 3] = qy / norm, qz / norm
         for d in range(3):
             scales[n, d] = rest_scales[n, d] * ratio
-    return means, quaternions, scales
+    return misfits == 0, means, quaternions, scales

@@ -71,6 +71,8 @@ def rasterize_mesh(
             f"rasterize_mesh needs vertices (V, 3) and faces (F, 3), got {tuple(vertices.shape)} "
             f"and {tuple(faces.shape)}."
         )
+    if len(faces) and not 0 <= int(faces.min()) <= int(faces.max()) < len(vertices):
+        raise ValueError(f"rasterize_mesh got faces with vertex indices outside 0..{len(vertices) - 1}.")
     device = vertices.device
     points = vertices.detach().double()
     if not bool(torch.isfinite(points).all()):

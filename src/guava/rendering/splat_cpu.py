@@ -68,7 +68,7 @@ def splat_cpu(
     return SplatOutput(torch.from_numpy(drawn), torch.from_numpy(alpha), torch.from_numpy(depth))
 
 
-@numba.njit(cache=True, parallel=True, fastmath=_MATH)
+@numba.njit(cache=True, parallel=True, fastmath={"contract", "nsz"})
 def _project(
     means, quaternions, scales, opacities, view, intrinsics, limits, width, height, eps2d, alpha_min, near
 ):
@@ -143,7 +143,8 @@ def _project(
 
         reach = np.sqrt(two * np.log(opacity / alpha_min))
         ex, ey = reach * np.sqrt(cxx) + _f(1e-3), reach * np.sqrt(cyy) + _f(1e-3)
-        if u + ex < 0 or u - ex > width or v + ey < 0 or v - ey > height:
+        # Written so that an overflow to infinity or NaN is not drawn.
+        if not (u + ex >= 0 and u - ex <= width and v + ey >= 0 and v - ey <= height):
             continue
         boxes[n, 0] = np.int32(max(np.ceil(u - ex - half), _f(0)))
         boxes[n, 1] = np.int32(min(np.floor(u + ex - half), _f(width - 1)))
