@@ -487,10 +487,10 @@ def _wave(take: _Take) -> None:
     take.joints["head"][:, 0] += 0.03 * take.window(0.5, 0.3, 0.1, 0.5) + take.drift(0.008, 1, 3)
     take.joints["spine2"][:, 2] += 0.025 * up
 
-    moments = np.array([0.0, 0.30, 0.72, 1.15, 2.75, 3.20, 3.65])
+    moments = np.array([0.0, 0.30, 0.82, 1.35, 2.70, 3.22, 3.75])
     keys = np.stack([_HANGING, _HANGING, _LIFTING, _RAISED, _RAISED, _LIFTING, _HANGING])
     rows = take.through(moments, keys, soften=0.07)
-    swing = take.window(0.95, 0.4, 1.1, 0.5)
+    swing = take.window(1.2, 0.4, 0.95, 0.45)
     phase = 2 * np.pi * 2.25 * (take.time - 1.0)
     rows[:, 0] += 0.055 * swing * np.sin(phase)
     # The hand lags behind the forearm, the fingers behind the hand.

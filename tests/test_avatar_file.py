@@ -1,0 +1,121 @@
+"""Avatar files: nothing is lost, and nothing wrong is taken for right."""
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from samples import random_gaussians, small_avatar
+
+from guava.avatar import load_avatar, save_avatar
+from guava.body import load_template
+from guava.container import read_container, write_container
+from guava.errors import FileFormatError, InputError, TemplateMismatchError
+from guava.motion import make_clip, save_motion
+
+
+@pytest.fixture(scope="module")
+def avatar():
+    return replace(
+        small_avatar(), gaussians=random_gaussians(channels=7), refiner="lite", sigma_rule="edge_and_height"
+    )
+
+
+@pytest.fixture
+def written(avatar, tmp_path):
+    path = tmp_path / "a.guava"
+    save_avatar(avatar, path)
+    return path
+
+
+def same(a, b) -> bool:
+    """Equality of nested records, tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+    if hasattr(a, "__dataclass_fields__"):
+        return type(a) is type(b) and all(same(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
+    return a == b
+
+
+def test_round_trip_loses_nothing(avatar, written):
+    read = load_avatar(written, load_template())
+    for f in fields(avatar):
+        assert same(getattr(avatar, f.name), getattr(read, f.name)), f.name
+
+
+def test_header_explains_itself(written):
+    _, header = read_container(written, "avatar", 1)
+    assert header["conventions"]["binding"] == {"TRIANGLE": 0, "VERTEX": 1, "SKIN": 2}
+    assert header["refiner"] == "lite" and header["channels"] == 7
+    assert header["provenance"]["synthetic_media"] is True
+    assert header["provenance"]["subject_consent"] == "it is made up"
+    assert header["software"].startswith("guava-avatar ")
+
+
+def test_truncation_is_noticed_everywhere(written, tmp_path):
+    data = written.read_bytes()
+    cut = tmp_path / "cut.guava"
+    steps = sorted({0, 1, 8, 9, 100, 1000, len(data) - 1, *range(0, len(data), max(1, len(data) // 60))})
+    for keep in steps:
+        cut.write_bytes(data[:keep])
+        with pytest.raises(FileFormatError):
+            load_avatar(cut)
+
+
+def test_flipped_bytes_are_noticed_everywhere(written, tmp_path):
+    data = written.read_bytes()
+    bad = tmp_path / "bad.guava"
+    for place in range(0, len(data), max(1, len(data) // 400)):
+        changed = bytearray(data)
+        changed[place] ^= 0x41
+        bad.write_bytes(changed)
+        with pytest.raises(FileFormatError):
+            load_avatar(bad)
+
+
+def test_other_files_are_refused(tmp_path):
+    motion = tmp_path / "m.motion"
+    save_motion(make_clip("wave"), motion)
+    with pytest.raises(FileFormatError, match="motion file"):
+        load_avatar(motion)
+    picture = tmp_path / "p.png"
+    picture.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(200))
+    with pytest.raises(FileFormatError):
+        load_avatar(picture)
+    with pytest.raises(InputError, match="no file"):
+        load_avatar(tmp_path / "absent.guava")
+
+
+def test_newer_and_incomplete_files_are_refused(written, tmp_path):
+    tensors, header = read_container(written, "avatar", 1)
+    content = {k: v for k, v in header.items() if k not in ("kind", "version", "checksum")}
+    newer = tmp_path / "newer.guava"
+    write_container(newer, "avatar", 2, tensors, content)
+    with pytest.raises(FileFormatError, match="format 2.*Update"):
+        load_avatar(newer)
+    for missing in ("gaussians.scales", "identity.head_scale", "source.pose.joints"):
+        write_container(newer, "avatar", 1, {k: v for k, v in tensors.items() if k != missing}, content)
+        with pytest.raises(FileFormatError, match=missing):
+            load_avatar(newer)
+    write_container(
+        newer, "avatar", 1, tensors | {"gaussians.anchor": tensors["gaussians.anchor"][:-1]}, content
+    )
+    with pytest.raises(FileFormatError, match="anchor"):
+        load_avatar(newer)
+    write_container(newer, "avatar", 1, tensors, {k: v for k, v in content.items() if k != "source"})
+    with pytest.raises(FileFormatError, match="source"):
+        load_avatar(newer)
+
+
+def test_another_template_is_refused(avatar, tmp_path):
+    path = tmp_path / "other.guava"
+    save_avatar(replace(avatar, template_hash="0" * 64), path)
+    assert load_avatar(path).template_hash == "0" * 64
+    with pytest.raises(TemplateMismatchError, match="another body template.*guava reconstruct"):
+        load_avatar(path, load_template())
+
+
+def test_wrong_arrays_are_not_written(avatar, tmp_path):
+    wrong = replace(avatar, gaussians=replace(avatar.gaussians, anchor=avatar.gaussians.anchor.long()))
+    with pytest.raises(ValueError, match="anchor"):
+        save_avatar(wrong, tmp_path / "wrong.guava")
+    assert not list(tmp_path.glob("*wrong*"))
