@@ -36,6 +36,10 @@ def splat_gsplat(
         raise ValueError(f"The splat backend 'gsplat' cannot change {', '.join(fixed)}; use 'torch'.")
     if float(camera.intrinsics[0, 1]) or float(camera.intrinsics[1, 0]):
         raise ValueError("The splat backend 'gsplat' takes no intrinsics with skew or rotation.")
+    if not len(means):
+        from guava.rendering.splat_torch import splat_torch
+
+        return splat_torch(means, quaternions, scales, opacities, features, camera, background, conventions)
     picture, alpha, _ = rasterization(
         means.float(), quaternions.float(), scales.float(), opacities.float(), features.float(),
         camera.world_to_camera.to(means).float()[None], camera.intrinsics.to(means).float()[None],

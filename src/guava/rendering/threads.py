@@ -1,4 +1,8 @@
-"""How the compiled CPU kernels use threads."""
+"""How the compiled CPU kernels use threads.
+
+The number of threads is numba's (``NUMBA_NUM_THREADS``). OpenMP pools do not survive a fork: worker processes
+that draw must be started with the "spawn" method.
+"""
 
 from __future__ import annotations
 
