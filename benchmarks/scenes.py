@@ -28,7 +28,7 @@ def standing_pose(template: Template, *, arms_down: float = 1.0, size: int = 512
 
 
 def surface_gaussians(template: Template, count: int, channels: int, seed: int) -> Gaussians:
-    """``count`` flat Gaussians at random on the upper body: half on triangles, 8 % on vertices, the rest skinned.
+    """``count`` flat Gaussians on the upper body: half on triangles, 8 % on vertices, the rest skinned.
 
     Standard deviations are 0.7 of the mean distance between neighbours, opacities 0.3 to 1.
     """
