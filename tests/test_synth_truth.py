@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.spatial import cKDTree
 
 from guava.body import EHM, load_template
 from guava.camera import Camera
@@ -27,7 +28,9 @@ from guava.synth import (
     sample_pose,
     unit_visibility,
 )
+from guava.synth.outfit import build_garment, sample_garment_style
 from guava.synth.render import GARMENT_PART, HAIR_PART
+from guava.synth.surface import surface_of
 
 SIZE = 192
 
@@ -155,6 +158,18 @@ def test_clothes_and_hair_leave_the_body(template):
     assert (view.part_ids == GARMENT_PART).mean() > 0.1 and (view.part_ids == HAIR_PART).mean() > 0.005
     head = np.argwhere(view.part_ids == HAIR_PART)[:, 0].mean()
     assert head < np.argwhere(view.part_ids == GARMENT_PART)[:, 0].mean()
+
+
+def test_no_garment_covers_the_face(template):
+    landmarks = template.landmarks["mediapipe478"]
+    surface = surface_of(template)
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        garment = build_garment(surface, sample_garment_style(rng, loose=bool(seed % 2)))
+        distance = cKDTree(surface.landmarks[landmarks.weights.numpy() > 0]).query(garment.canonical)[0]
+        assert distance.min() > 0.015
+        faces = np.flatnonzero(garment.covered)
+        assert not np.isin(faces, np.flatnonzero(surface.part_faces("face", "scalp"))).any()
 
 
 def test_expressions_are_bounded_sparse_and_symmetric_enough(template):

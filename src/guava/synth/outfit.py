@@ -92,7 +92,7 @@ class GarmentStyle:
 def sample_garment_style(rng: np.random.Generator, *, loose: bool = False) -> GarmentStyle:
     """Draw a cut. ``loose`` gives clothes that leave the body by centimetres; otherwise by millimetres."""
     sleeve = float(rng.choice([0.30, 0.36, 0.52, 0.70], p=(0.25, 0.25, 0.1, 0.4)))
-    collar = float(rng.choice([0.0, 0.03], p=(0.8, 0.2)))
+    collar = float(rng.choice([0.0, 0.015], p=(0.8, 0.2)))
     return GarmentStyle(
         sleeve=sleeve + rng.normal(0, 0.01),
         hem=float(rng.uniform(-0.06, -0.01)),
@@ -108,7 +108,7 @@ def sample_garment_style(rng: np.random.Generator, *, loose: bool = False) -> Ga
 
 def build_garment(surface: Surface, style: GarmentStyle) -> Garment:
     """Cut a top of the given style out of the template's surface."""
-    candidate = surface.part_faces("torso", "left_arm", "right_arm", "neck", "legs", "face", "scalp")
+    candidate = surface.part_faces("torso", "left_arm", "right_arm", "neck", "legs")
     faces = surface.faces[candidate]
     a, b, c = faces.T
     edges = np.sort(np.stack([a, b, b, c, c, a], 1).reshape(-1, 2), 1)
