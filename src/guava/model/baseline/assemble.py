@@ -170,7 +170,9 @@ def reconstruct_baseline(
             pose, source_camera, tracked.crop_from_image[frame], photo.width, photo.height,
             photo.sha256 or tracked.media.sha256, photo.name or tracked.media.name,
             hands_seen=tuple(
-                bool((tracked.keypoints[f"{side}_hand"].confidence[frame] > 0).any()) for side in ("left", "right")
+                f"{side}_hand" in tracked.keypoints
+                and bool((tracked.keypoints[f"{side}_hand"].confidence[frame] > 0).any())
+                for side in ("left", "right")
             ),
         )
     return Avatar(gaussians, identity, template.hash, source, provenance)

@@ -41,7 +41,7 @@ def pull_push(image: np.ndarray, weight: np.ndarray) -> np.ndarray:
     H and W must be equal powers of two times a small number; sides are halved while they are even.
     """
     levels = [(image * weight[..., None], weight.astype(np.float32))]
-    while min(levels[-1][1].shape) > 4 and all(side % 2 == 0 for side in levels[-1][1].shape):
+    while min(levels[-1][1].shape) > 1 and all(side % 2 == 0 for side in levels[-1][1].shape):
         total, count = levels[-1]
         levels.append((_halve(total), _halve(count[..., None])[..., 0]))
     total, count = levels[-1]

@@ -84,7 +84,8 @@ def pixel_shell(
     unit = size / 512
     joints = tables.template.body.num_joints
     covered, class_map = surface.covered, surface.class_map(tables)
-    person = (picture.alpha > 0.1) & picture.inside
+    # Only hair is fine enough to be worth half-transparent pixels; elsewhere they are background that shines through.
+    person = (picture.alpha > np.where(grow(hair, 6 * unit), 0.1, 0.45)) & picture.inside
     face = face_region(surface, tables)
     hair = hair & ~shrink(face, 3 * unit)
     missing = ndimage.binary_opening((person & ~covered) | hair, np.ones((2, 2)))

@@ -130,6 +130,7 @@ def observed_texels(
     solid = shrink((picture.alpha > 0.9) & picture.inside, 3 * unit)
     narrow = (texel_class == ARM) | tables.texels_of("scalp", "neck")
     doubtful |= narrow & ~(solid[rows, columns] & (projection.facing > 0.3)) & ~hair[rows, columns]
+    doubtful |= (texel_class == TORSO) & ~solid[rows, columns]
     return projection.visible & person[rows, columns] & ~doubtful
 
 
@@ -159,10 +160,12 @@ def texture(
 
     limbs = ((texel_class == ARM) | (texel_class == HAND)) & skin
     for side in (LEFT, RIGHT):
-        mine = np.nonzero(limbs & (group == side) & (texel_class == ARM))[0]
-        filled, reached = ring_fill(rest[mine], colors[mine], known[mine])
-        colors[mine[reached]] = filled[reached]
-        known[mine[reached]] = True
+        mine = np.nonzero(limbs & (group == side))[0]
+        filled = ring_fill(rest[mine], colors[mine], known[mine])
+        if filled is not None:
+            arm = ~known[mine] & (texel_class[mine] == ARM)
+            colors[mine[arm]] = filled[arm]
+            known[mine[arm]] = True
 
     mirrored = ~known & known[tables.mirror] & skin & (face | limbs)
     colors[mirrored] = _relit_mirror(colors, observed, mirrored, face & skin, tables)
@@ -194,8 +197,8 @@ def texture(
     return Texture(np.clip(colors, 0, 1).astype(np.float32), observed & skin, projection.inside)
 
 
-def ring_fill(rest: np.ndarray, colors: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Carry the known colours of an arm round it.
+def ring_fill(rest: np.ndarray, colors: np.ndarray, known: np.ndarray) -> np.ndarray | None:
+    """Carry the known colours of an arm round and along it.
 
     Args:
         rest: (n, 3) places in the T pose, where arms lie along x.
@@ -203,29 +206,32 @@ def ring_fill(rest: np.ndarray, colors: np.ndarray, known: np.ndarray) -> tuple[
         known: (n,) bool.
 
     Returns:
-        (n, 3) median colour of every place's ring, blended with its nearest known colours, and (n,) bool: unknown
-        places with a known ring within 4 cm.
+        (n, 3): the median colour of every place's ring, interpolated between known rings, and blended with the
+        nearest known colours where those are near. None if too little of the arm was seen.
     """
-    out = colors.copy()
-    if known.sum() < 200 or known.all():
-        return out, np.zeros(len(known), bool)
+    if known.sum() < 300:
+        return None
     width = 0.005
     slot = np.floor((rest[:, 0] - rest[:, 0].min()) / width).astype(int)
     count = slot.max() + 1
     ring, weight = np.zeros((count, 3)), np.zeros(count)
     for index in np.unique(slot[known]):
         members = colors[known & (slot == index)]
-        ring[index], weight[index] = np.median(members, 0), min(len(members), 30)
-    blurred = ndimage.gaussian_filter1d(weight, 1.0, mode="constant")
-    ring = ndimage.gaussian_filter1d(ring * weight[:, None], 1.0, axis=0, mode="constant")
-    ring = ring / np.maximum(blurred, 1e-9)[:, None]
-    filled = np.nonzero(blurred > 1)[0]
-    nearest_slot = filled[np.abs(filled[None] - np.arange(count)[:, None]).argmin(1)]
-    reached = ~known & (np.abs(nearest_slot[slot] - slot) * width < 0.04)
+        # The darkest is shadow and edge, the brightest is light from behind.
+        order = members.mean(1).argsort(kind="stable")
+        first = int(0.3 * len(order))
+        ring[index] = members[order[first : max(int(0.85 * len(order)), first + 1)]].mean(0)
+        weight[index] = min(len(members), 40) if len(members) >= 8 else 0
+    solid = np.nonzero(weight)[0]
+    if not len(solid):
+        return None
+    spread = ndimage.gaussian_filter1d(weight, 1.5, mode="constant")
+    smooth = ndimage.gaussian_filter1d(ring * weight[:, None], 1.5, axis=0, mode="constant")
+    smooth = smooth[solid] / spread[solid, None]
+    along = np.stack([np.interp(np.arange(count), solid, smooth[:, c]) for c in range(3)], 1)
     near, distance = _from_nearest(rest, colors, known, count=16, floor=0.004)
-    share = np.exp(-((distance / 0.015) ** 2))[:, None]
-    out[reached] = (share * near + (1 - share) * ring[nearest_slot[slot]])[reached]
-    return out, reached
+    share = np.exp(-((distance / 0.012) ** 2))[:, None]
+    return share * near + (1 - share) * along[slot]
 
 
 def _from_nearest(
