@@ -11,11 +11,6 @@ from guava.avatar.avatar import Avatar
 from guava.body import EHM, Pose, Template
 from guava.camera import Camera
 
-_FEET = ("left_ankle", "right_ankle")
-_ARMS = {
-    side: tuple(f"{side}_{part}" for part in ("shoulder", "elbow", "wrist")) for side in ("left", "right")
-}
-
 
 def skeleton(template: Template) -> EHM:
     """The cheapest EHM that gives posed joints (one vertex, where the template allows it)."""
@@ -36,15 +31,19 @@ def photo_camera(avatar: Avatar) -> Camera:
 
 
 def framing(
-    avatar: Avatar, template: Template, size: int, *, poses: Pose | None = None,
+    avatar: Avatar,
+    template: Template,
+    size: int,
+    *,
+    poses: Pose | None = None,
     hands: tuple[bool, bool] = (True, True),
 ) -> Camera:
     """A square camera from where the photo was taken, framed by what the photo shows.
 
-    It starts from the avatar's crop. Where the photo cuts the person (below the chest, say), the frame
-    ends at the photo's edge, so that nothing that was made up becomes the subject. If the person's hands
-    rise above the lower edge in ``poses`` and leave the frame, it widens upwards and sideways until they
-    are in.
+    It is the part of the avatar's crop that lies in the photo, made square. Where the photo cuts the person
+    (below the chest, say), the frame ends too, so that nothing that was made up becomes the subject. If the
+    person's hands rise above the lower edge in ``poses`` and leave the frame, it widens upwards and sideways
+    until they are in.
 
     Args:
         avatar: Whom to frame.
@@ -57,37 +56,27 @@ def framing(
     side = float(source.camera.width)
     corners = torch.tensor([[0.0, 0.0], [source.width, source.height]])
     affine = source.crop_from_image.float()
-    (photo_left, _), (photo_right, photo_bottom) = (corners @ affine[:2, :2].T + affine[:2, 2]).tolist()
-    at = joint_pixels(avatar, template, source.pose, source.camera)[0]
-
-    def place(names: tuple[str, ...], axis: int) -> Tensor:
-        return at[[template.joint(name) for name in names], axis]
-
-    left, right, bottom = 0.0, side, side
-    if photo_bottom < side and bool((place(_FEET, 1) > photo_bottom).any()):
-        bottom = photo_bottom
-    # The person's left is the picture's right.
-    if photo_right < side and bool((place(_ARMS["left"], 0) > photo_right).any()):
-        right = photo_right
-    if photo_left > 0 and bool((place(_ARMS["right"], 0) < photo_left).any()):
-        left = photo_left
-    width = max(right - left, bottom if bottom == side else 0.0)
-    head = float(at[template.joint("head"), 1])
-    # Room above the head: as much as the crop gives it, within the square.
-    width = max(width, bottom - (head - 0.45 * (bottom - head)))
-    center = (left + right) / 2
-    top = bottom - width
+    (photo_left, photo_top), (photo_right, photo_bottom) = (
+        corners @ affine[:2, :2].T + affine[:2, 2]
+    ).tolist()
+    # Outside the photo nothing was seen: the frame is the part of the crop that lies in it, made square.
+    left, right = max(0.0, photo_left), min(side, photo_right)
+    top, bottom = max(0.0, photo_top), min(side, photo_bottom)
+    width = max(right - left, bottom - top)
+    center, top = (left + right) / 2, bottom - width
 
     if poses is not None and any(hands):
         names = [
-            f"{s}_{part}" for s, wanted in zip(("left", "right"), hands, strict=True) if wanted
+            f"{s}_{part}"
+            for s, wanted in zip(("left", "right"), hands, strict=True)
+            if wanted
             for part in ("elbow", "wrist", "index3", "middle3", "ring3", "pinky3", "thumb3")
         ]
         points = joint_pixels(avatar, template, poses, source.camera)[:, [template.joint(n) for n in names]]
         points = points.reshape(-1, 2)
         points = points[points[:, 1] < bottom]
         if len(points):
-            room = 0.05 * side
+            room = 0.09 * width
             low, high = points.amin(0) - room, points.amax(0) + room
             x0, x1 = min(center - width / 2, float(low[0])), max(center + width / 2, float(high[0]))
             top = min(top, float(low[1]))

@@ -46,7 +46,8 @@ def run(config: Config) -> None:
     say("templates")
     say(
         f"  open         embedded ({size:.1f} MB), CC0; {body.num_vertices:,} vertices, "
-        f"{body.num_joints} joints, {len(template.expression_names)} expression units; hash {template.hash[:12]}"
+        f"{body.num_joints} joints, {len(template.expression_names)} expression units; "
+        f"hash {template.hash[:12]}"
     )
     say("models for 'guava reconstruct --model'")
     for name in sorted(GENERATORS):

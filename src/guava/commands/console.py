@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from guava import __version__
-from guava.container import write_atomically
 from guava.errors import InputError
 
 
@@ -43,11 +43,16 @@ def stage_bar(description: str) -> Iterator:
     layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
     with bar(total=1, desc=description, bar_format=layout) as shown:
 
+        pause = 0.1 if sys.stderr.isatty() else 5.0
+        drawn = [time.monotonic() - pause, ""]
+
         def progress(stage: str, done: int, total: int) -> None:
-            shown.total = max(total, 1)
-            shown.n = done
-            shown.set_postfix_str(f"{stage} {done}/{total}" if total > 10 else stage, refresh=False)
-            shown.update(0)
+            if stage == drawn[1] and time.monotonic() - drawn[0] < pause:
+                return
+            shown.total, shown.n = max(total, 1), done
+            shown.set_postfix_str(f"{stage} {done}/{total}" if total > 12 else stage, refresh=False)
+            shown.refresh()
+            drawn[:] = [time.monotonic(), stage]
 
         yield progress
         shown.n = shown.total
@@ -99,6 +104,8 @@ def sidecar(result: Path) -> Path:
 
 def write_sidecar(result: Path, command: str, config: Any, **facts: Any) -> None:
     """Write how a picture, video or motion was made, beside it."""
+    from guava.container import write_atomically  # brings torch along, which --help can do without
+
     document = {
         "command": command,
         "settings": settings_of(config),

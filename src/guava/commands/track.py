@@ -76,14 +76,13 @@ def run(config: Config) -> None:
 
 
 def _keypoints(config: Config) -> None:
-    from guava.motion import save_motion
-    from guava.motion.keypoints import motion_from_keypoints
+    from guava.motion.keypoints import track_keypoints
+    from guava.tracking.file import save_tracked
 
     with stage_bar("track") as progress:
-        motion = motion_from_keypoints(config.input, progress=progress)
-    save_motion(motion, config.output)
-    write_sidecar(config.output, "track", config, frames=len(motion), valid=int(motion.valid.sum()))
-    say(f"{config.output}: {len(motion)} frames, {int(motion.valid.sum())} with a person")
+        tracked = track_keypoints(config.input, progress=progress)
+    save_tracked(tracked, config.output)
+    _report(config, tracked, ())
 
 
 def _photo(config: Config) -> None:

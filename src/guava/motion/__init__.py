@@ -3,10 +3,11 @@
 from guava.motion.apply import Performance, apply_motion, eased, shown_joints
 from guava.motion.clips import CLIP_NAMES, make_clip
 from guava.motion.file import for_template, load_motion, save_motion
+from guava.motion.keypoints import motion_of, read_keypoints, track_keypoints
 from guava.motion.motion import Motion
 from guava.motion.sampling import held, resample
 
 __all__ = [
     "CLIP_NAMES", "Motion", "Performance", "apply_motion", "eased", "for_template", "held", "load_motion",
-    "make_clip", "resample", "save_motion", "shown_joints",
+    "make_clip", "motion_of", "read_keypoints", "resample", "save_motion", "shown_joints", "track_keypoints",
 ]
