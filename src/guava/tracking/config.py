@@ -22,6 +22,14 @@ class FaceFitConfig:
     """How much less the points of the face's outline count: the detector slides them along the silhouette."""
     gap_sigma: float = 0.012
     """Spread of lid and lip gaps, in outer-eye distances."""
+    response_sigma: float = 0.1
+    """Spread of the final expression round what the measured landmark response reads."""
+    gaze_sigma: float = 0.25
+    """The same for the eyeLook units, which the irises then refine."""
+    response_shrinkage: float = 2.0
+    """Pull to zero, quadratic, while reading the landmark response."""
+    response_sparsity: float = 0.5
+    """Pull to zero, linear, while reading the landmark response."""
     expression_sparsity: float = 0.6
     """Linear cost of every unit where no expression regressor is available."""
     expression_sigma: float = 0.35

@@ -65,7 +65,7 @@ def fit_observations(
         config: Settings.
         identity: Known from other frames, then held fixed.
     """
-    face_prior = expression_prior(template, camera, observations.face, config.face)
+    face_prior = expression_prior(template, observations.face, config.face)
     face = fit_face(
         template,
         camera,

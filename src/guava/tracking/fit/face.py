@@ -4,7 +4,8 @@
 
 One landmark set is used (MediaPipe 478 or iBUG 68) instead of three, with a Huber instead of an L1 cost; lid and lip
 gaps are compared as differences of points, because they carry the expression and errors of the whole face cancel
-in them. L_reg pulls the expression towards what the expression regressor reads (see
+in them. Where the template has eyeLook units and a landmark response was measured, the gaze is in those units (they
+move the lids as well) and is fitted with the face; elsewhere it is in the eye joints, in a stage of its own. L_reg pulls the expression towards what the expression regressor reads (see
 :mod:`guava.tracking.expression`), not towards zero.
 """
 
@@ -315,7 +316,15 @@ def fit_face(
     size = face_size(observation)
     rotation, translation = _initial_pose(model, camera, observation, layout, size)
     weights = landmark_weights(layout, points.shape[1], config) * model.weights
-    weights = (weights * observation.confidence).sqrt()  # (T, L)
+    weights = weights * observation.confidence  # (T, L)
+    # Gaze has one home: the eyeLook units where the prior frees them (they move the lids too), else the eye joints.
+    gaze_units = [i for i, name in enumerate(template.expression_names) if name.startswith("eyeLook")]
+    by_units = bool(gaze_units) and float(prior.upper[gaze_units].max()) > 0
+    if by_units:
+        for iris, lids in ((layout.left_iris, layout.left_lids), (layout.right_iris, layout.right_lids)):
+            seen_iris = observation.confidence[:, list(iris)] * _openness(observation, lids, size)[:, None]
+            weights[:, list(iris)] = config.detail_weight * seen_iris
+    weights = weights.sqrt()
     upper, lower = _gap_indices(layout)
     gap_weight = (observation.confidence[:, upper] * observation.confidence[:, lower]).sqrt()
 
@@ -406,7 +415,9 @@ def fit_face(
     )
     beta = start_shape if fixed_shape else shared_values
     turn, shift, psi = values[:, :3], values[:, 3:6], values[:, 6:]
-    eyes = _fit_eyes(model, camera, observation, layout, beta, psi, turn, shift, size, links, config)
+    eyes = torch.zeros(frames, 2, 3, dtype=torch.float64)
+    if not by_units:
+        eyes = _fit_eyes(model, camera, observation, layout, beta, psi, turn, shift, size, links, config)
     posed = model.points(beta, psi) @ axis_angle_to_matrix(turn).transpose(1, 2) + shift[:, None]
     pixels, _ = project_with_jacobian(camera, posed)
     compared = (observation.confidence > 0) & (weights > 0)
