@@ -76,7 +76,7 @@ def framing(
         points = points.reshape(-1, 2)
         points = points[points[:, 1] < bottom]
         if len(points):
-            room = 0.09 * width
+            room = 0.15 * width  # sleeves and fingers reach beyond the joints
             low, high = points.amin(0) - room, points.amax(0) + room
             x0, x1 = min(center - width / 2, float(low[0])), max(center + width / 2, float(high[0]))
             top = min(top, float(low[1]))

@@ -42,7 +42,6 @@ def stage_bar(description: str) -> Iterator:
     """A bar for the ``progress(stage, done, total)`` callbacks of tracking and reconstruction."""
     layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
     with bar(total=1, desc=description, bar_format=layout) as shown:
-
         pause = 0.1 if sys.stderr.isatty() else 5.0
         drawn = [time.monotonic() - pause, ""]
 

@@ -233,9 +233,9 @@ def contact_sheet(pixels: np.ndarray, avatar: Avatar, template: Template, cell: 
         ("new expression: eyes closed", lambda: draw(_expression(avatar, template, _ASLEEP), camera)),
         ("new gesture: wave", lambda: draw(raised, wide)),
         ("new pose: head turned", lambda: draw(gestures["new pose: head turned"], camera)),
-        ("30 degrees left", lambda: draw(source.pose, view_from(camera, -30, 0, center))),
-        ("30 degrees right", lambda: draw(source.pose, view_from(camera, 30, 0, center))),
-        ("20 degrees from above", lambda: draw(source.pose, view_from(camera, 15, 20, center))),
+        ("seen from 30 degrees left", lambda: draw(source.pose, view_from(camera, -30, 0, center))),
+        ("seen from 30 degrees right", lambda: draw(source.pose, view_from(camera, 30, 0, center))),
+        ("seen from above", lambda: draw(source.pose, view_from(camera, 15, 20, center))),
     ]
 
     def draw(pose: Pose, view) -> np.ndarray:
@@ -296,14 +296,12 @@ def _turned(pose: Pose, template: Template, degrees: float) -> Pose:
 
 
 def label(picture: np.ndarray, text: str) -> np.ndarray:
-    """The picture (H, W, 3) uint8 with a line of text over its upper left corner."""
+    """The picture (H, W, 3) uint8 under a strip with a line of text: (H + H // 14, W, 3)."""
     import numpy as np
     from PIL import Image, ImageDraw, ImageFont
 
-    image = Image.fromarray(picture)
-    draw = ImageDraw.Draw(image)
-    font = ImageFont.load_default(max(11, round(picture.shape[0] / 24)))
-    box = draw.textbbox((8, 6), text, font=font)
-    draw.rectangle((box[0] - 5, box[1] - 3, box[2] + 5, box[3] + 3), fill=(255, 255, 255))
-    draw.text((8, 6), text, font=font, fill=(30, 30, 30))
-    return np.asarray(image)
+    height, width = picture.shape[:2]
+    strip = Image.new("RGB", (width, height // 14), (255, 255, 255))
+    font = ImageFont.load_default(max(10, round(height / 24)))
+    ImageDraw.Draw(strip).text((8, height // 28), text, font=font, fill=(30, 30, 30), anchor="lm")
+    return np.concatenate([np.asarray(strip), picture], 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -43,6 +43,8 @@ class Config:
     motion file, at --time."""
     time: float = 0.0
     """Seconds into the motion."""
+    arms: Literal["auto", "motion", "photo", "left", "right"] = "auto"
+    """Which arms follow a motion; as in guava animate."""
     yaw: float = 0.0
     """Degrees that the camera moves to its right, round the head."""
     pitch: float = 0.0
@@ -81,7 +83,7 @@ def run(config: Config) -> None:
         raise InputError("--over draws from where the photo was taken.", "Leave out --yaw and --pitch.")
     template = load_template()
     avatar = load_avatar(config.avatar, template)
-    pose = find_pose(config.pose, config.time, avatar, template)
+    pose = find_pose(config.pose, config.time, avatar, template, config.arms)
     facts = {"template_hash": template.hash, "source_sha256": avatar.source.sha256, "synthetic_media": True}
     if config.output is not None:
         _picture(config, avatar, template, pose, background, clear)
@@ -154,7 +156,7 @@ def draw_over(pixels: np.ndarray, animator, pose: Pose) -> np.ndarray:
     return np.where(touched, mixed, pixels)
 
 
-def find_pose(name: str, seconds: float, avatar: Avatar, template: Template) -> Pose:
+def find_pose(name: str, seconds: float, avatar: Avatar, template: Template, arms: str = "auto") -> Pose:
     """ "source", "rest" (standing where the photo has the person), or a moment of a motion; B = 1."""
     from guava.body import Pose
     from guava.commands.animate import find_motion
@@ -168,8 +170,8 @@ def find_pose(name: str, seconds: float, avatar: Avatar, template: Template) -> 
     frame = round(seconds * (motion.fps or 25.0))
     if not 0 <= frame < len(motion) and not motion.loop:
         raise InputError(f"--time {seconds:g} is outside the motion.", f"It has {len(motion)} frames.")
-    arms = "motion" if anchor == "photo" else "auto"
     performance = apply_motion(motion, avatar, template, anchor=anchor, arms=arms)
+    warn(performance.notes)
     return performance.pose[frame % len(motion) : frame % len(motion) + 1]
 
 
