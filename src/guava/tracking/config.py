@@ -62,21 +62,21 @@ class BodyFitConfig:
     """Spread of the 3D guidance by the face stage, metres across the view."""
     head_depth_sigma: float = 0.01
     """The same along the view, relative to the head's own depth."""
-    joint_offset_sigma: float = 0.006
+    joint_offset_sigma: float = 0.004
     """Prior spread of dJ (Eq. 1), metres."""
-    finger_offset_sigma: float = 0.002
+    finger_offset_sigma: float = 0.001
     """Prior spread of dJ at finger joints, metres."""
-    hand_size_sigma: float = 0.06
+    hand_size_sigma: float = 0.05
     """Prior spread of the hands' relative size."""
     shape_sigma: float = 1.0
     """Prior spread of the body's shape coefficients."""
     head_tie_sigma: float = 0.002
     """How closely the body's own eye distance follows the fitted head's, metres."""
-    smooth_rotation: float = 0.06
+    smooth_rotation: float = 0.03
     """Spread of a body joint's change from frame to frame, radians (L_smo of Eq. 8)."""
     smooth_fingers: float = 0.15
     """The same for fingers."""
-    smooth_translation: float = 0.008
+    smooth_translation: float = 0.004
     """Spread of the person's move from frame to frame, metres."""
 
 

@@ -28,6 +28,7 @@ from guava.tracking.fit.chain import (
 )
 from guava.tracking.fit.face import FaceFit, FaceLandmarkModel, project_with_jacobian
 from guava.tracking.fit.hand import HandFit, add_pose_prior, relative_rotation
+from guava.tracking.fit.offsets import body_offset, hand_offsets
 from guava.tracking.fit.solver import NormalEquations, Smoothness, huber_cost, minimise, robust_weight
 from guava.tracking.priors import FINGERS, PosePrior, body_joint_ids, finger_joint_ids, pose_prior
 
@@ -83,56 +84,67 @@ class BodyPoints:
     """All points that the body stage looks at, linear in the shared values (shape, dJ, hand size)."""
 
     def __init__(
-        self, template: Template, face: FaceFit | None, anchors: FaceLandmarkModel | None, chosen: list[int]
+        self,
+        template: Template,
+        face: FaceFit,
+        anchors: FaceLandmarkModel,
+        chosen: list[int],
+        joints: tuple[str, ...],
     ):
         body = template.body
         count = body.num_joints
-        tips = [(f"{s}_{f}_tip", template.joint(f"{s}_{f}3")) for s in SIDES for f in FINGERS]
-        head = template.joint("head")
-        attached = list(range(count)) + [joint for _, joint in tips] + [head] * len(chosen)
-        self.skeleton = Skeleton.build(body.parents.tolist(), attached)
+        parents = body.parents.tolist()
         self.joint_count, self.shape_count = count, body.num_shape
         self.offset_joints = [j for j, name in enumerate(body.joint_names) if name not in _NO_OFFSET]
         self.shared = self.shape_count + 3 * len(self.offset_joints) + 1
-
-        tip_ids = [template.surface_points[name] for name, _ in tips]
         self.rest_joints = body.joints_template.double()
-        joint_dirs = torch.zeros(count, 3, self.shared, dtype=torch.float64)
-        joint_dirs[..., : self.shape_count] = body.joints_shape_dirs.double()
+        self.joint_dirs = torch.zeros(count, 3, self.shared, dtype=torch.float64)
+        self.joint_dirs[..., : self.shape_count] = body.joints_shape_dirs.double()
         for n, joint in enumerate(self.offset_joints):
             column = self.shape_count + 3 * n
-            joint_dirs[joint, :, column : column + 3] = torch.eye(3, dtype=torch.float64)
-        tip_points = body.v_template[tip_ids].double()
-        tip_dirs = torch.zeros(len(tips), 3, self.shared, dtype=torch.float64)
-        tip_dirs[..., : self.shape_count] = body.shape_dirs[tip_ids].double()
+            self.joint_dirs[joint, :, column : column + 3] = torch.eye(3, dtype=torch.float64)
+        for side, name in enumerate(SIDES):
+            fingers = finger_joint_ids(template, name)
+            self.joint_dirs[fingers, :, -1] = self.rest_joints[fingers] - template.hand_centers[side].double()
+
+        # The joints themselves, then the detector's body points, hand points, and the face stage's anchors.
+        attached, points, dirs = list(range(count)), list(self.rest_joints), list(self.joint_dirs)
+        for name in joints:
+            joint = template.joint(name)
+            attached.append(parents[joint])
+            points.append(self.rest_joints[joint] + body_offset(name))
+            dirs.append(self.joint_dirs[joint])
         for side, name in enumerate(SIDES):
             centre = template.hand_centers[side].double()
-            fingers = finger_joint_ids(template, name)
-            joint_dirs[fingers, :, -1] = self.rest_joints[fingers] - centre
-            rows = slice(5 * side, 5 * side + 5)
-            tip_dirs[rows, :, -1] = tip_points[rows] - centre
-        points, dirs = [self.rest_joints, tip_points], [joint_dirs, tip_dirs]
-        if face is not None and anchors is not None:
-            eyes = [template.joint("left_eye_smplhf"), template.joint("right_eye_smplhf")]
-            own = (anchors.joints + anchors.joints_shape_dirs @ face.shape).mean(0)
-            # e of Eq. 1: the head hangs at the body's eyes.
-            local = (anchors.base + anchors.shape_dirs @ face.shape)[chosen] - own
-            points.append(local + self.rest_joints[eyes].mean(0))
-            dirs.append(joint_dirs[eyes].mean(0).expand(len(chosen), -1, -1))
-        self.rest_points, self.joint_dirs, self.point_dirs = torch.cat(points), joint_dirs, torch.cat(dirs)
-        hands = []
-        for side, name in enumerate(SIDES):
-            tip = count + 5 * side
-            row = []
-            for joint in finger_joints(template, name):
-                if joint < 0:
-                    row.append(tip)
-                    tip += 1
-                else:
-                    row.append(joint)
-            hands.append(row)
-        self.hands = torch.tensor(hands)
-        self.anchors = torch.arange(count + len(tips), len(attached))
+            offsets = hand_offsets(name)
+            for n, joint in enumerate(finger_joints(template, name)):
+                if joint >= 0:
+                    attached.append(joint if n == 0 else parents[joint])
+                    points.append(self.rest_joints[joint] + offsets[n])
+                    dirs.append(self.joint_dirs[joint])
+                    continue
+                finger = FINGERS[(n - 1) // 4]
+                tip = template.surface_points[f"{name}_{finger}_tip"]
+                moved = torch.zeros(3, self.shared, dtype=torch.float64)
+                moved[:, : self.shape_count] = body.shape_dirs[tip].double()
+                moved[:, -1] = body.v_template[tip].double() - centre
+                attached.append(template.joint(f"{name}_{finger}3"))
+                points.append(body.v_template[tip].double() + offsets[n])
+                dirs.append(moved)
+        eyes = [template.joint("left_eye_smplhf"), template.joint("right_eye_smplhf")]
+        own = (anchors.joints + anchors.joints_shape_dirs @ face.shape).mean(0)
+        # e of Eq. 1: the head hangs at the body's eyes.
+        local = (anchors.base + anchors.shape_dirs @ face.shape)[chosen] - own
+        attached += [template.joint("head")] * len(chosen)
+        points += list(local + self.rest_joints[eyes].mean(0))
+        dirs += [self.joint_dirs[eyes].mean(0)] * len(chosen)
+
+        self.skeleton = Skeleton.build(parents, attached)
+        self.rest_points, self.point_dirs = torch.stack(points), torch.stack(dirs)
+        first = count + len(joints)
+        self.body = torch.arange(count, first)
+        self.hands = torch.arange(first, first + 42).reshape(2, 21)
+        self.anchors = torch.arange(first + 42, len(attached))
 
     def rest(self, shared: Tensor) -> tuple[Tensor, Tensor]:
         return self.rest_joints + self.joint_dirs @ shared, self.rest_points + self.point_dirs @ shared
@@ -170,7 +182,7 @@ def fit_body(
         template, "mediapipe478" if "mediapipe478" in template.landmarks else "ibug68"
     )
     chosen = list(range(0, anchors.base.shape[0], 16))
-    model = BodyPoints(template, face, anchors, chosen)
+    model = BodyPoints(template, face, anchors, chosen, observation.joints)
     body_joints = body_joint_ids(template)
     finger_ids = [finger_joint_ids(template, side) for side in SIDES]
     moving = torch.tensor(body_joints + finger_ids[0] + finger_ids[1])
@@ -228,7 +240,7 @@ def fit_body(
             return points[:, which], jacobian[:, which], None if by_shared is None else by_shared[:, which]
 
         # 2D points of body and hands: lambda_k of Eq. 8.
-        at, frame, shared = pick(columns)
+        at, frame, shared = pick(model.body)
         pixels, projection = project_with_jacobian(camera, at)
         spread = torch.tensor(config.point_sigma * pixel, dtype=torch.float64)
         add(
@@ -361,7 +373,7 @@ def fit_body(
     hand_points = torch.stack(
         [project_with_jacobian(camera, posed.points[:, model.hands[s]])[0] for s in (0, 1)], 1
     )
-    body_points = project_with_jacobian(camera, posed.points[:, columns])[0]
+    body_points = project_with_jacobian(camera, posed.points[:, model.body])[0]
     return BodyFit(identity, pose, hand_points, body_points), result
 
 

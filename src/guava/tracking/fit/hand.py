@@ -17,6 +17,7 @@ from guava.rotation import axis_angle_to_matrix, matrix_to_axis_angle
 from guava.tracking.config import BodyFitConfig
 from guava.tracking.fit.chain import Skeleton, finger_joints, pose_chain, rest_jacobian, rotation_jacobian
 from guava.tracking.fit.face import project_with_jacobian
+from guava.tracking.fit.offsets import hand_offsets
 from guava.tracking.fit.solver import NormalEquations, Smoothness, huber_cost, minimise, robust_weight
 from guava.tracking.priors import FINGERS, finger_joint_ids, pose_prior
 
@@ -53,7 +54,8 @@ class HandModel:
         attached, points = [], []
         for n, joint in enumerate(order):
             if joint >= 0:
-                attached.append(local[joint])
+                # A joint's point hangs at its parent: offsets are measured in the parent's frame.
+                attached.append(max(parents[local[joint]], 0))
                 points.append(template.body.joints_template[joint])
             else:
                 finger = FINGERS[(n - 1) // 4]
@@ -62,7 +64,7 @@ class HandModel:
         self.skeleton = Skeleton.build(parents, attached)
         origin = template.body.joints_template[wrist].double()
         self.rest_joints = template.body.joints_template[self.joint_ids].double() - origin
-        self.rest_points = torch.stack(points).double() - origin
+        self.rest_points = torch.stack(points).double() - origin + hand_offsets(side)
 
 
 def fit_hand(
