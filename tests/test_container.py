@@ -26,6 +26,26 @@ def test_round_trip(written):
         assert torch.equal(read[name], value) and read[name].dtype == value.dtype
 
 
+def test_tensors_may_share_memory_and_need_not_be_contiguous(tmp_path):
+    whole = torch.arange(12.0).reshape(3, 4)
+    tensors = {"whole": whole, "same": whole, "part": whole[1:], "turned": whole.T, "one": whole[0, :1]}
+    tensors["repeated"] = whole[0, 0].expand(5)
+    write_container(tmp_path / "a", "motion", 1, tensors, {})
+    read, _ = read_container(tmp_path / "a", "motion", 1)
+    for name, value in tensors.items():
+        assert torch.equal(read[name], value), name
+
+
+def test_every_flipped_byte_is_noticed(written, tmp_path):
+    path, _ = written
+    data = path.read_bytes()
+    for place in range(0, len(data), 3):
+        damaged = tmp_path / "damaged"
+        damaged.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with pytest.raises(FileFormatError):
+            read_container(damaged, "avatar", 2)
+
+
 def test_refusals(written, tmp_path):
     path, _ = written
     with pytest.raises(FileFormatError, match="avatar file; a motion file is needed"):

@@ -60,6 +60,13 @@ def test_odd_sizes_are_padded(tmp_path):
     assert (reader.width, reader.height) == (66, 48)
 
 
+def test_a_symbolic_link_keeps_pointing_where_it_did(tmp_path):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "a.mp4").symlink_to(tmp_path / "videos" / "b.mp4")
+    _write(tmp_path / "a.mp4", _frames())
+    assert (tmp_path / "a.mp4").is_symlink() and len(VideoReader(tmp_path / "videos" / "b.mp4")) == 12
+
+
 def test_writer_leaves_nothing_behind_on_errors(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         with VideoWriter(tmp_path / "a.mp4", 25, (64, 48)) as writer:

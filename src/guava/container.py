@@ -44,8 +44,7 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
             handle.write(data)
             handle.flush()
             os.fsync(handle.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        publish(temporary, path)
         temporary = None
     except OSError as error:
         raise InputError(
@@ -56,10 +55,12 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
-def _umask() -> int:
+def publish(temporary: str | os.PathLike, path: str | os.PathLike) -> None:
+    """Give a finished temporary file its name in the same folder, and the permissions of a new file."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    os.chmod(temporary, 0o666 & ~mask)
+    os.replace(temporary, path)
 
 
 def write_container(
@@ -71,11 +72,15 @@ def write_container(
         path: Where to.
         kind: What the file is ("avatar", "motion", "template").
         version: Version of that kind's schema; readers refuse newer ones.
-        tensors: Flat mapping of names to tensors of any dtype; made contiguous here.
+        tensors: Flat mapping of names to tensors of any dtype; they may share memory.
         header: JSON-serialisable metadata.
     """
     document = {"kind": kind, "version": version, "software": f"guava-avatar {__version__}", **header}
-    arrays = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    # Copies, because safetensors refuses tensors that share memory.
+    arrays = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in tensors.items()
+    }
     document = json.loads(json.dumps(document))
     document[_CHECKSUM] = _checksum(arrays, document)
     write_atomically(path, save(arrays, {_KEY: json.dumps(document, sort_keys=True)}))

@@ -89,7 +89,7 @@ def load_photo(path: str | os.PathLike, max_side: int = MAX_SIDE) -> Photo:
     """
     path = Path(path)
     digest, head = file_digest(path)
-    refuse_by_signature(path, head)
+    _refuse_by_signature(path, head)
     notes: list[str] = []
     with warnings.catch_warnings():
         # Pillow warns at 89 MP; our own limit decides.
@@ -149,7 +149,7 @@ def file_digest(path: Path) -> tuple[str, bytes]:
     return digest.hexdigest(), head
 
 
-def refuse_by_signature(path: Path, head: bytes) -> None:
+def _refuse_by_signature(path: Path, head: bytes) -> None:
     """Name the common things that are not readable pictures, so that the user learns what to do with them."""
     brand = head[8:12] if head[4:8] == b"ftyp" else b""
     if brand in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1") and "HEIF" not in _openable():

@@ -13,6 +13,7 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
+from guava.container import publish
 from guava.errors import InputError
 from guava.photo.image import MIN_SIDE, file_digest
 
@@ -258,6 +259,7 @@ class VideoWriter:
 
     def __init__(self, path: str | os.PathLike, fps: float, size: tuple[int, int], quality: int = 18):
         self.path = Path(path)
+        self._target = Path(os.path.realpath(path))  # a symbolic link stays one
         self.notes: tuple[str, ...] = ()
         self._size = size
         self._fps, self._quality = fps, quality
@@ -270,7 +272,7 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         try:
             self._handle = tempfile.NamedTemporaryFile(
-                dir=self.path.parent, prefix=f".{self.path.name}.", delete=False, buffering=0
+                dir=self._target.parent, prefix=f".{self._target.name}.", delete=False, buffering=0
             )
         except OSError as error:
             raise self._failed(error) from error
@@ -346,10 +348,7 @@ class VideoWriter:
                     raise self._file.error
                 os.fsync(self._handle.fileno())
                 self._handle.close()
-                umask = os.umask(0)
-                os.umask(umask)
-                os.chmod(self._temporary, 0o666 & ~umask)
-                os.replace(self._temporary, self.path)
+                publish(self._temporary, self._target)
                 self._temporary = None
             except (av.error.FFmpegError, OSError) as problem:
                 raise self._failed(self._file.error or problem) from problem
