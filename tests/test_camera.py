@@ -51,6 +51,12 @@ def test_orbit_keeps_the_pivot_and_moves_the_camera_the_documented_way():
     assert torch.allclose(rotation @ rotation.T, torch.eye(3), atol=1e-5) and torch.linalg.det(rotation) > 0
 
 
+def test_orbit_is_exact_in_double_precision():
+    pivot = torch.tensor([0.1, -0.2, -10.0], dtype=torch.float64)
+    rotation = Camera.frontal(512, dtype=torch.float64).orbit(0.7, -0.3, pivot).world_to_camera[:3, :3]
+    assert (rotation @ rotation.T - torch.eye(3, dtype=torch.float64)).abs().max() < 1e-15
+
+
 def test_batches_and_resize():
     camera = Camera.frontal(512)
     batch = Camera(camera.world_to_camera.expand(3, 4, 4), camera.intrinsics.expand(3, 3, 3), 512, 512)

@@ -6,6 +6,7 @@ crop (a full field of view of 4.77 degrees), so that distance carries the scale 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -73,8 +74,8 @@ class Camera:
         """The camera of another picture of the same view.
 
         Args:
-            pixel_map: (*B, 3, 3) affine map from this camera's pixels to the other picture's pixels (for instance
-                the inverse of a crop matrix: the crop's camera becomes the photo's camera).
+            pixel_map: (*B, 3, 3) affine map from this camera's pixels to the other picture's pixels (for
+                instance the inverse of a crop matrix: the crop's camera becomes the photo's camera).
             width, height: Size of the other picture.
         """
         return replace(
@@ -83,23 +84,23 @@ class Camera:
 
     def resized(self, width: int, height: int) -> Camera:
         """The same view sampled at another resolution."""
-        scale = torch.diag(torch.tensor([width / self.width, height / self.height, 1.0]))
+        factors = [width / self.width, height / self.height, 1.0]
+        scale = torch.diag(torch.tensor(factors, dtype=torch.float64))
         return self.through(scale, width, height)
 
     def orbit(self, yaw: float, pitch: float, pivot: Tensor) -> Camera:
         """The camera moved round ``pivot`` (3,), always seeing it at the same pixel and depth.
 
         Args:
-            yaw: Radians; positive moves the camera to its own right (towards world +x for the frontal camera).
+            yaw: Radians; positive moves the camera to its own right (world +x for the frontal camera).
             pitch: Radians; positive moves the camera up.
         """
         w2c = self.world_to_camera
         pivot = pivot.to(w2c)
-        cy, sy = torch.cos(torch.tensor(yaw)), torch.sin(torch.tensor(yaw))
-        cp, sp = torch.cos(torch.tensor(pitch)), torch.sin(torch.tensor(pitch))
+        cy, sy, cp, sp = math.cos(yaw), math.sin(yaw), math.cos(pitch), math.sin(pitch)
         # The world turns about the pivot in camera coordinates, opposite to the camera's own move.
-        about_y = torch.tensor([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]]).to(w2c)
-        about_x = torch.tensor([[1, 0, 0], [0, cp, -sp], [0, sp, cp]]).to(w2c)
+        about_y = w2c.new_tensor([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+        about_x = w2c.new_tensor([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
         turn = about_x @ about_y
         rotation, shift = w2c[..., :3, :3], w2c[..., :3, 3]
         pivot_cam = rotation @ pivot + shift
