@@ -276,8 +276,9 @@ def test_refuses_batches_and_unknown_backends(template, rest):
         pose_gaussians(gaussians, rest, template.faces, backend="opengl")
 
 
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
 @pytest.mark.parametrize("kind", list(BindingKind))
-def test_bindings_to_what_is_not_there_are_refused(template, rest, kind):
+def test_bindings_to_what_is_not_there_are_refused(template, rest, kind, backend):
     """Such indices can come out of a file; they must not be read from memory."""
     gaussians = mixed(template, rest, count=5)
     chosen = gaussians.binding == kind
@@ -286,7 +287,10 @@ def test_bindings_to_what_is_not_there_are_refused(template, rest, kind):
         indices = torch.where(chosen[:, None], 200, gaussians.skin_indices).to(torch.uint8)
         broken = replace(gaussians, anchor=anchor.to(torch.int32), skin_indices=indices)
         with pytest.raises(ValueError, match="does not have"):
-            pose_gaussians(broken, rest, template.faces)
+            pose_gaussians(broken, rest, template.faces, backend=backend)
+    unknown = replace(gaussians, binding=torch.where(chosen, 9, gaussians.binding).to(torch.uint8))
+    with pytest.raises(ValueError, match="does not have"):
+        pose_gaussians(unknown, rest, template.faces, backend=backend)
 
 
 def test_folding_the_identity_changes_nothing(template):

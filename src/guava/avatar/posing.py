@@ -9,8 +9,7 @@ and the size sigma. The rig of Eq. 3 places a Gaussian at
     mu' = sigma R_t delta_mu + sum_k b_k v_k,    s' = sigma s,    q' = quat(R_t) q.
 
 ``Gaussians`` stores rotations and scales as they are in the rest pose, so posing multiplies by the ratio of
-the two
-poses: q' = quat(R_t) quat(R_t,rest)^-1 q_rest and s' = s_rest sigma / sigma_rest.
+the two poses: q' = quat(R_t) quat(R_t,rest)^-1 q_rest and s' = s_rest sigma / sigma_rest.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ SigmaRule = Literal["mean_edge", "edge_and_height"]
 which the authors' released weights were trained with."""
 
 _TINY = 1e-12  # metres
+_MISFIT = "The Gaussians are bound to faces, vertices or joints the template does not have."
 
 
 @dataclass(frozen=True)
@@ -287,7 +287,7 @@ def pose_gaussians(
             array(faces, torch.int64), sigma_rule == "mean_edge",
         )
     if not fits:
-        raise ValueError("The Gaussians are bound to faces, vertices or joints the template does not have.")
+        raise ValueError(_MISFIT)
     return PosedGaussians(
         torch.from_numpy(means), torch.from_numpy(quaternions), torch.from_numpy(scales), g.opacities,
         g.features,
@@ -301,6 +301,8 @@ def _pose_reference(
     gaussians: Gaussians, output: EHMOutput, faces: Tensor, sigma_rule: SigmaRule
 ) -> PosedGaussians:
     vertices, transforms, joints = output.vertices[0], output.transforms[0], output.joint_transforms[0]
+    if not _fits(gaussians, len(faces), len(vertices), len(joints)):
+        raise ValueError(_MISFIT)
     means = torch.zeros_like(gaussians.positions)
     quaternions, scales = torch.zeros_like(gaussians.rotations), gaussians.scales.clone()
 
@@ -335,6 +337,15 @@ def _pose_reference(
 
     quaternions = torch.nn.functional.normalize(quaternions, dim=-1)
     return PosedGaussians(means, quaternions, scales, gaussians.opacities, gaussians.features)
+
+
+def _fits(gaussians: Gaussians, faces: int, vertices: int, joints: int) -> bool:
+    """Whether every binding is of a known kind and refers to what is there."""
+    kind, anchor = gaussians.binding, gaussians.anchor
+    fits = (kind == BindingKind.TRIANGLE) & (anchor >= 0) & (anchor < faces)
+    fits |= (kind == BindingKind.VERTEX) & (anchor >= 0) & (anchor < vertices)
+    fits |= (kind == BindingKind.SKIN) & (gaussians.skin_indices < joints).all(1)
+    return bool(fits.all())
 
 
 def _check_rule(sigma_rule: str) -> None:
@@ -390,7 +401,7 @@ def _record(kind, positions, rotations, scales, opacities, features, layer, obse
 # --- the kernel -------------------------------------------------------------------------------------------
 
 _f = np.float32
-_TRIANGLE, _VERTEX = int(BindingKind.TRIANGLE), int(BindingKind.VERTEX)
+_TRIANGLE, _VERTEX, _SKIN = (int(kind) for kind in BindingKind)
 
 
 @numba.njit(cache=True)
@@ -434,8 +445,8 @@ def _pose_kernel(
     misfits = 0
     for n in numba.prange(count):
         ratio = _f(1.0)
-        # An avatar file may hold any index, and numba does not check them.
-        fits = True
+        # An avatar file may hold any kind and index, and numba does not check them.
+        fits = binding[n] == _SKIN
         if binding[n] == _TRIANGLE:
             fits = 0 <= anchor[n] < len(faces)
         elif binding[n] == _VERTEX:
