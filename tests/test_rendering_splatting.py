@@ -203,6 +203,11 @@ def test_degenerate_gaussians(backend):
     assert abs(float(direction @ wanted)) > 0.98
     sheet = splat(means, q, torch.tensor([[1e4, 1e4, 0.0]]), opacity, color, camera, backend=backend)
     assert torch.isfinite(sheet.features).all()
+    for long in (1e19, 1e30):  # the projected variance overflows along one axis, and that of both
+        overflow = torch.tensor([[long, 0.01, 0.01]])
+        for scales in (overflow, overflow.clamp(min=1e19)):
+            out = splat(means, q, scales, opacity, color, camera, backend=backend)
+            assert torch.isfinite(out.features).all() and torch.isfinite(out.alpha).all()
     for far in (1e8, 1e30):
         away = splat(means * 0 + far * torch.tensor([1, 1, -1.0]), q, torch.full((1, 3), far), opacity, color,
                      camera, backend=backend)
@@ -220,6 +225,23 @@ def test_nothing_to_draw(backend):
         out = splat(*gaussians, camera, background=background, backend=backend)
         assert out.alpha.abs().max() == 0 and out.depth.abs().max() == 0
         torch.testing.assert_close(out.features, background.expand(5, 5, 3))
+
+
+def test_projected_covariance_by_the_derivative_of_the_camera():
+    """EWA's definition, J Sigma J^T + 0.3, with the derivative of ``Camera.project`` as J."""
+    means, quaternions, scales, _, _, _ = scene(30, seed=8, dtype=torch.float64)
+    camera = Camera.frontal(64, dtype=torch.float64).orbit(0.5, 0.2, torch.tensor([0.0, 0, -12]))
+    camera = camera.through(torch.tensor([[0.8, -0.6, 20.0], [0.7, 0.9, -8.0], [0, 0, 1]]), 64, 64)
+    wide = SplatConventions(frustum_margin=1e9)
+    pixels, depth, covariance = project_gaussians(means, quaternions, scales, camera, wide)
+    assert (depth > 0).any()
+    for n in (depth > 0).nonzero()[:, 0].tolist():
+        jacobian = torch.autograd.functional.jacobian(lambda p: camera.project(p[None])[0][0], means[n])
+        axes = quaternion_to_matrix(quaternions[n])
+        sigma = axes @ torch.diag(scales[n] ** 2) @ axes.T
+        wanted = jacobian @ sigma @ jacobian.T + 0.3 * torch.eye(2, dtype=torch.float64)
+        torch.testing.assert_close(covariance[n], wanted)
+        torch.testing.assert_close(pixels[n], camera.project(means[n : n + 1])[0][0])
 
 
 def test_jacobian_is_held_within_the_widened_frustum():
@@ -293,6 +315,9 @@ def test_wrong_inputs_are_refused():
         splat(*args[:2], args[2][:4], *args[3:])
     with pytest.raises(ValueError, match="zero"):
         splat(args[0], torch.zeros(5, 4), *args[2:])
+    for value in (-0.1, 1.1):
+        with pytest.raises(ValueError, match="opacities"):
+            splat(*args[:3], torch.full((5,), value), *args[4:])
     with pytest.raises(ValueError, match="background"):
         splat(*args, background=torch.zeros(4))
     with pytest.raises(ValueError, match="batch"):

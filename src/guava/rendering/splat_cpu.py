@@ -132,7 +132,7 @@ def _project(
         cyy = m10 * m10 + m11 * m11 + m12 * m12 + eps2d
         # In float64: for long thin Gaussians the two products cancel.
         determinant = np.float64(cxx) * np.float64(cyy) - np.float64(cxy) * np.float64(cxy)
-        if not determinant > 0.0:
+        if not 0.0 < determinant < np.inf:
             continue
         records[n, 0], records[n, 1] = u, v
         records[n, 2] = half * np.float32(cyy / determinant)

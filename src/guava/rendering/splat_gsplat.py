@@ -25,7 +25,8 @@ def splat_gsplat(
 
     Raises:
         MissingDependencyError: gsplat is not installed.
-        ValueError: Constants that gsplat has compiled in are to be changed, or the camera has skew.
+        ValueError: Constants that gsplat has compiled in are to be changed, the camera has skew, or its
+            intrinsics ask for a gradient, which gsplat has not.
     """
     try:
         from gsplat import rasterization
@@ -36,6 +37,8 @@ def splat_gsplat(
         raise ValueError(f"The splat backend 'gsplat' cannot change {', '.join(fixed)}; use 'torch'.")
     if float(camera.intrinsics[0, 1]) or float(camera.intrinsics[1, 0]):
         raise ValueError("The splat backend 'gsplat' takes no intrinsics with skew or rotation.")
+    if torch.is_grad_enabled() and camera.intrinsics.requires_grad:
+        raise ValueError("The splat backend 'gsplat' has no gradients of intrinsics; use 'torch'.")
     if not len(means):
         from guava.rendering.splat_torch import splat_torch
 

@@ -106,15 +106,18 @@ def splat(
         conventions: Constants; "gsplat" can only be used with gsplat's own.
 
     Raises:
-        ValueError: Wrong shapes, NaN or infinite values, zero quaternions, or a backend that cannot do what
-            is asked.
+        ValueError: Wrong shapes, NaN or infinite values, zero quaternions, opacities outside [0, 1], or a
+            backend that cannot do what is asked.
         MissingDependencyError: "gsplat" is not installed.
     """
     single_camera(camera)
     _check(means, quaternions, scales, opacities, features, background)
     needs_grad = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad
-        for t in (means, quaternions, scales, opacities, features, background, camera.world_to_camera)
+        for t in (
+            means, quaternions, scales, opacities, features, background, camera.world_to_camera,
+            camera.intrinsics,
+        )
     )
     name = _resolve(backend, means.device, needs_grad)
     if name == "cpu":
@@ -179,6 +182,11 @@ def _check(means, quaternions, scales, opacities, features, background) -> None:
             raise ValueError(f"splat got {name} with NaN or infinite values.")
     if count and not bool((quaternions.detach().abs().amax(1) > 0).all()):
         raise ValueError("splat got quaternions that are zero.")
+    if count:
+        low, high = (float(t) for t in opacities.detach().aminmax())
+        # Rounding is forgiven.
+        if low < -1e-4 or high > 1 + 1e-4:
+            raise ValueError(f"splat got opacities from {low:.4g} to {high:.4g}, expected [0, 1].")
 
 
 def normalized_frustum(camera: Camera, margin: float) -> tuple[float, float, float, float]:
