@@ -239,6 +239,18 @@ def test_file_round_trip(tmp_path, switches):
     assert read_template(tmp_path / "b.template").hash == again
 
 
+def test_exact_files_lose_nothing(tmp_path):
+    before = tiny_template(regress_joints=True, eyelids=True, pose_dirs=True)
+    save_template(before, tmp_path / "a.template", exact=True)
+    after = read_template(tmp_path / "a.template")
+    for model in ("body", "head"):
+        a, b = getattr(before, model), getattr(after, model)
+        for name in ("shape_dirs", "expression_dirs", "pose_dirs", "joints_shape_dirs", "joint_regressor"):
+            assert torch.equal(getattr(a, name), getattr(b, name)), name
+        assert torch.allclose(a.weights, b.weights, rtol=1e-6, atol=0)  # rows are scaled to sum to one
+    assert torch.equal(before.eyelid_dirs, after.eyelid_dirs)
+
+
 def test_sparse_and_byte_directions_come_back(tmp_path):
     plain = tiny_template()
     shape = plain.body.shape_dirs.clone()
@@ -266,6 +278,11 @@ def test_an_altered_file_is_refused(tmp_path):
     write_container(path, TEMPLATE_KIND, TEMPLATE_VERSION, tensors, header)
     with pytest.raises(FileFormatError, match="own hash"):
         read_template(path)
+    for missing in ("part_names", "hash", "provenance"):
+        rest = {key: value for key, value in header.items() if key != missing}
+        write_container(path, TEMPLATE_KIND, TEMPLATE_VERSION, tensors, rest)
+        with pytest.raises(FileFormatError):
+            read_template(path)
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(FileFormatError):
         read_template(path)

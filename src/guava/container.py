@@ -138,7 +138,6 @@ def read_container(
         raise InputError(f"'{path}' may not be read.", "Check its permissions.") from error
     except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise FileFormatError(f"'{path}' is damaged or not a Guava file ({error}).") from error
-    # Template files are older than the checksum and carry a hash of their own.
-    if (_CHECKSUM in header or kind != "template") and header.get(_CHECKSUM) != _checksum(tensors, header):
+    if header.get(_CHECKSUM) != _checksum(tensors, header):
         raise FileFormatError(f"'{path}' is damaged: its checksum does not match.", "Copy it again.")
     return tensors, header

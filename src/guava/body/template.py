@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from guava.container import read_container, write_container
-from guava.errors import MissingAssetError
+from guava.errors import FileFormatError, MissingAssetError
 
 TEMPLATE_KIND, TEMPLATE_VERSION = "template", 1
 OPEN_TEMPLATE = Path(__file__).parent / "data" / "open.template"
@@ -195,6 +195,16 @@ _TABLES = (
     "uv_faces",
     "face_parts",
 )
+_NAMES = (
+    "name",
+    "body_joints",
+    "head_joints",
+    "regress_joints",
+    "part_names",
+    "expression_names",
+    "expression_bounds",
+    "surface_points",
+)
 _INTEGERS = {"parents", "head_vertex_ids", "faces", "uv_faces", "face_parts"}
 
 
@@ -216,8 +226,11 @@ _FINE = 0.004
 """Metres: shape directions that move nothing further than this are stored as bytes (steps below 0.04 mm)."""
 
 
-def _pack_directions(name: str, dense: Tensor) -> dict[str, Tensor]:
-    """(V, 3, K) directions as: sparse rows, or bytes with a scale per direction, or half precision."""
+def _pack_directions(name: str, dense: Tensor, real: torch.dtype) -> dict[str, Tensor]:
+    """(V, 3, K) directions as: sparse rows, or bytes with a scale per direction, or dense.
+
+    ``real`` is float16, or float32, which rules out bytes.
+    """
     vertices, _, count = dense.shape
     if not dense.numel():
         return {"shape": torch.tensor(dense.shape)}
@@ -226,18 +239,20 @@ def _pack_directions(name: str, dense: Tensor) -> dict[str, Tensor]:
         columns, rows = moved.T.nonzero(as_tuple=True)
         return {
             "shape": torch.tensor(dense.shape),
-            "sparse_rows": _compact("faces", rows),
+            "sparse_rows": _compact_integers(rows),
             "sparse_counts": moved.sum(0).to(torch.int32),
-            "sparse_values": dense[rows, :, columns].half(),
+            "sparse_values": dense[rows, :, columns].to(real),
         }
     flat = dense.reshape(vertices * 3, count)
     peak = flat.abs().amax(0)
-    fine = (peak < _FINE) & (peak > 0) if name == "shape_dirs" else torch.zeros(count, dtype=torch.bool)
+    fine = (peak < _FINE) & (peak > 0)
+    if name != "shape_dirs" or real == torch.float32:
+        fine = torch.zeros(count, dtype=torch.bool)
     scale = peak[fine] / 127
     return {
         "shape": torch.tensor(dense.shape),
         "fine": fine,
-        "half": flat[:, ~fine].half(),
+        "half": flat[:, ~fine].to(real),
         "bytes": (flat[:, fine] / scale).round().to(torch.int8),
         "scale": scale.float(),
     }
@@ -257,31 +272,45 @@ def _unpack_directions(parts: dict[str, Tensor]) -> Tensor:
     return out.reshape(vertices, axes, count)
 
 
-def _compact(name: str, tensor: Tensor) -> Tensor:
+def _compact(name: str, tensor: Tensor, real: torch.dtype) -> Tensor:
     if name in _INTEGERS:
-        top = int(tensor.max()) if tensor.numel() else 0
-        low = int(tensor.min()) if tensor.numel() else 0
-        return tensor.to(torch.int16 if top < 2**15 and low >= -(2**15) else torch.int32)
-    return tensor.half() if name.endswith("_dirs") or name == "values" else tensor.float()
+        return _compact_integers(tensor)
+    return tensor.to(real) if name.endswith("_dirs") else tensor.float()
 
 
-def save_template(template: Template, path: str | os.PathLike) -> str:
-    """Write a template and return its hash (over the values as stored, so loading gives the same hash)."""
+def _compact_integers(tensor: Tensor) -> Tensor:
+    low, high = (int(tensor.min()), int(tensor.max())) if tensor.numel() else (0, 0)
+    return tensor.to(torch.int16 if high < 2**15 and low >= -(2**15) else torch.int32)
+
+
+def save_template(template: Template, path: str | os.PathLike, *, exact: bool = False) -> str:
+    """Write a template.
+
+    Args:
+        template: Its own ``hash`` is ignored.
+        path: Where to.
+        exact: Keep single precision. Otherwise directions and skinning weights are rounded to half precision
+            and small shape directions to bytes, without which the embedded template would not fit its 8 MB.
+
+    Returns:
+        The hash, over the values as stored: it is what :func:`read_template` gives.
+    """
+    real = torch.float32 if exact else torch.float16
     tensors: dict[str, Tensor] = {}
     for prefix, model in (("body", template.body), ("head", template.head)):
         for name in _MODEL_ARRAYS:
             if name == "weights":
                 for key, value in _sparse(model.weights).items():
-                    tensors[f"{prefix}.weights.{key}"] = _compact(key, value) if key == "values" else value
+                    tensors[f"{prefix}.weights.{key}"] = value.to(real) if key == "values" else value
             elif name in _DIRECTIONS:
-                for key, value in _pack_directions(name, getattr(model, name)).items():
+                for key, value in _pack_directions(name, getattr(model, name), real).items():
                     tensors[f"{prefix}.{name}.{key}"] = value
             else:
-                tensors[f"{prefix}.{name}"] = _compact(name, getattr(model, name))
+                tensors[f"{prefix}.{name}"] = _compact(name, getattr(model, name), real)
         if model.joint_regressor is not None:
             tensors[f"{prefix}.joint_regressor"] = model.joint_regressor.float()
     for name in _TABLES:
-        tensors[name] = _compact(name, getattr(template, name))
+        tensors[name] = _compact(name, getattr(template, name), real)
     if template.head_from_body is not None:
         tensors["head_from_body"] = template.head_from_body.float()
     for side, ids in zip(("left", "right"), template.hand_vertex_ids, strict=True):
@@ -324,26 +353,20 @@ def read_template(path: str | os.PathLike) -> Template:
     """Read a template file; arrays come back as float32 and int64.
 
     Raises:
-        FileFormatError: The file is damaged, or its content does not match its hash.
+        FileFormatError: The file is damaged or incomplete, or its content does not match its hash.
     """
-    from guava.errors import FileFormatError
-
     tensors, header = read_container(path, TEMPLATE_KIND, TEMPLATE_VERSION)
-    keys = (
-        "name",
-        "body_joints",
-        "head_joints",
-        "regress_joints",
-        "part_names",
-        "expression_names",
-        "expression_bounds",
-        "surface_points",
-    )
-    if _digest(tensors, {key: header[key] for key in keys}) != header["hash"]:
-        raise FileFormatError(
-            f"The template '{path}' does not match its own hash; it was altered or damaged."
-        )
+    try:
+        if _digest(tensors, {key: header[key] for key in _NAMES}) != header["hash"]:
+            raise FileFormatError(
+                f"The template '{path}' does not match its own hash; it was altered or damaged."
+            )
+        return _assemble(tensors, header)
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(f"'{path}' is not a complete template ({error}).") from error
 
+
+def _assemble(tensors: dict[str, Tensor], header: dict) -> Template:
     def get(name: str) -> Tensor:
         value = tensors[name]
         return value.float() if value.is_floating_point() else value.long()
