@@ -56,7 +56,7 @@ class BodyFitConfig:
     """Spread of body points, crop pixels at 512."""
     hand_sigma: float = 1.5
     """Spread of hand points, crop pixels at 512."""
-    direction_sigma: float = 0.35
+    direction_sigma: float = 0.2
     """Spread of the detector's 3D bone directions (unit vectors)."""
     head_sigma: float = 0.003
     """Spread of the 3D guidance by the face stage, metres across the view."""

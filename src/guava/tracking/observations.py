@@ -196,8 +196,20 @@ def _batch(sets: list[PointSet | None], crops: np.ndarray, count: int) -> Keypoi
         confidence[t] = item.confidence
         if item.depth is not None:
             depth[t] = item.depth * crops[t, 0, 0]
+        if item.layout == "hand21" and item.world is not None and item.depth is not None:
+            depth[t] = (depth[t] - depth[t, 0] + _world_depth(points[t], item.world)) / 2
     points[confidence == 0] = 0
     return Keypoints(torch.from_numpy(points), torch.from_numpy(confidence), torch.from_numpy(depth))
+
+
+def _world_depth(points: np.ndarray, world: np.ndarray) -> np.ndarray:
+    """(K,) depth in crop pixels relative to the first point, from a detector's metric points (K, 3).
+
+    MediaPipe's two depths of a hand err independently enough that their mean is better than either.
+    """
+    flat, pixels = world[:, :2] - world[:, :2].mean(0), points - points.mean(0)
+    scale = np.sqrt((pixels**2).sum() / max((flat**2).sum(), 1e-12))
+    return scale * (world[:, 2] - world[0, 2])
 
 
 def _directions(people: list, names: tuple[str, ...], layout: str):
