@@ -1,16 +1,26 @@
 """Detectors: MediaPipe on real and pasted pictures, SimCC on a model whose answers are known."""
 
 import builtins
+import os
 import sys
+import threading
+import time
+import types
 
 import numpy as np
 import pytest
+import torch
+from scipy.spatial.transform import Rotation
 
+from guava.avatar import over
+from guava.body import EHM, Identity, Pose, load_template
+from guava.camera import Camera
 from guava.errors import GuavaError, InputError, MissingDependencyError, NoPersonError
 from guava.photo import Photo, VideoReader, VideoWriter, resize_area
+from guava.rendering import shade_mesh
 from guava.tracking.detection import detect_photo, detect_video, photo_notes
 from guava.tracking.detectors import available_detectors, create_detector
-from guava.tracking.detectors.mediapipe import import_mediapipe
+from guava.tracking.detectors.mediapipe import _quiet_stderr, import_mediapipe
 
 
 def _photo(pixels):
@@ -105,6 +115,23 @@ def test_no_person(mediapipe, astronaut):
         assert "picture.png" in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("turn", [-1.0, 0.0, 1.0])
+def test_only_a_hand(mediapipe, turn):
+    template = load_template()
+    body = EHM(template)(Identity.neutral(template), Pose.rest(template))
+    wrist = Rotation.from_euler("zx", [np.pi / 2, turn * np.pi / 2])  # fingers up; palm, edge or back in view
+    knuckle = body.joints[0, template.joint("left_middle1")]
+    vertices = (body.vertices[0] - knuckle) @ torch.from_numpy(wrist.as_matrix()).float().T
+    skin = torch.tensor([0.85, 0.65, 0.55]).expand(len(template.faces), 3)
+    camera = Camera.frontal(512)
+    vertices = vertices + torch.tensor([0, 0.02, -4.0])
+    rgba = shade_mesh(vertices, template.faces, camera, face_colors=skin, ambient=0.5)
+    picture = over(rgba, (0.35, 0.4, 0.45)).numpy()
+    assert len(mediapipe._hands_in(picture, np.array([0.0, 0, 512, 512]))) == 1
+    with pytest.raises(NoPersonError, match="picture.png"):
+        detect_photo(_photo(picture), mediapipe)
+
+
 def test_only_a_face(mediapipe, astronaut):
     found = detect_photo(_photo(astronaut[45:175, 160:300]), mediapipe)
     assert np.linalg.norm(found.person.face.points[473] + (160, 45) - _LEFT_EYE) < 3
@@ -196,11 +223,11 @@ def test_quiet(astronaut, capfd):
     assert captured.err == "" and captured.out == ""
 
 
-def _without(monkeypatch, error):
+def _without(monkeypatch, error, package="mediapipe"):
     real = builtins.__import__
 
     def fail(name, *arguments, **options):
-        if name == "mediapipe" or name.startswith("mediapipe."):
+        if name == package or name.startswith(package + "."):
             raise error
         return real(name, *arguments, **options)
 
@@ -222,13 +249,53 @@ def test_import_errors_say_what_to_do(monkeypatch):
     "error, hint",
     [
         (ImportError("libGL.so.1: cannot open shared object file"), "apt-get install libgl1"),
+        (ImportError("libEGL.so.1: cannot open shared object file"), "apt-get install libgl1"),
+        (ModuleNotFoundError("No module named 'cv2'", name="cv2"), "Install it again"),
         (AttributeError("_ARRAY_API not found"), "numpy < 2"),
     ],
 )
 def test_broken_installations_say_what_to_do(monkeypatch, error, hint):
     _without(monkeypatch, error)
-    with pytest.raises(GuavaError, match=hint):
+    with pytest.raises(GuavaError, match=hint) as caught:
         import_mediapipe()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_release_without_models_says_what_to_do(monkeypatch):
+    newer = types.ModuleType("mediapipe")
+    newer.__version__ = "0.10.99"
+    monkeypatch.setitem(sys.modules, "mediapipe", newer)
+    with pytest.raises(GuavaError, match="0.10.99 carries no models.*mediapipe==0.10.21|use Python 3"):
+        import_mediapipe()
+    monkeypatch.setattr(sys, "version_info", (3, 14, 0, "final", 0))
+    with pytest.raises(GuavaError, match="no build for Python 3.14"):
+        import_mediapipe()
+
+
+def test_stderr_comes_back_after_threads_held_it_at_once(capfd):
+    def hold(k):
+        for _ in range(20):
+            with _quiet_stderr():
+                os.write(2, b"held back")
+                time.sleep(0.0005 * k)
+
+    threads = [threading.Thread(target=hold, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    os.write(2, b"shown")
+    assert capfd.readouterr().err == "shown"
+
+
+def test_missing_and_broken_onnxruntime_say_what_to_do(monkeypatch, tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"x")
+    _without(monkeypatch, ModuleNotFoundError("No module named 'onnxruntime'"), "onnxruntime")
+    with pytest.raises(MissingDependencyError, match="onnx"):
+        create_detector("simcc", model=tmp_path / "model.onnx")
+    _without(monkeypatch, ImportError("numpy.core.multiarray failed to import"), "onnxruntime")
+    with pytest.raises(GuavaError, match="cannot be imported"):
+        create_detector("simcc", model=tmp_path / "model.onnx")
 
 
 def test_unknown_detector_and_options():

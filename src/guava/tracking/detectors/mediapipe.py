@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 import tempfile
+import threading
 from dataclasses import dataclass, replace
 from itertools import permutations
 
@@ -25,12 +26,12 @@ _NOSE, _EYES, _EARS = 0, (2, 5), (7, 8)
 _SHOULDERS, _WRISTS = (11, 12), (15, 16)
 _KNUCKLES = ((17, 19), (18, 20))  # pinky and index finger, left then right
 
+_STDERR_LOCK = threading.RLock()
+
 _FACE_SCORE = 0.5
 _POSE_ALONE_SCORE = 0.6  # a body without any face must be surer, or coats on hangers become people
 _WRIST_LIMIT = 0.45  # of the body scale; a hand farther from the pose's wrist belongs to somebody else
-_OUTSIDE = (
-    0.25  # factor on the confidence of body points that lie outside the picture (they are extrapolated)
-)
+_OUTSIDE = 0.25  # factor on the confidence of body points outside the picture, which are extrapolated
 
 
 @dataclass(frozen=True)
@@ -88,23 +89,22 @@ class _Body:
 class MediaPipeDetector:
     """Face mesh with irises (478), pose (33), both hands (21 each) and a person mask.
 
-    Photos are looked at with the still-image graphs. Once ``detect`` is called with ``near``, the frames are
-    taken
-    for a clip: the tracking graphs, which derive each region from the previous frame's points and so jitter
-        less,
-    take over until ``reset``.
+    Without ``near`` a frame is looked at with the still-image graphs. With ``near`` it belongs to a clip and
+    the tracking graphs are used, which derive each region from the previous frame's points and so jitter
+    less; ``reset`` makes them forget.
 
     Confidences: body points carry MediaPipe's visibility, times 0.25 outside the picture; face points the
-        score of
-    the face, less on the side that is turned away; hand points the certainty of the hand; 0 outside the
-    picture.
+    score of the face, less on the side that is turned away; hand points the certainty of the hand. Points of
+    face and hands outside the picture have 0.
+
+    One detector must not be used by two threads at once.
 
     Args:
         mask: Whether to segment the person.
 
     Raises:
         MissingDependencyError: mediapipe is not installed, or has no build for this Python.
-        GuavaError: mediapipe is installed but cannot be imported (libGL, numpy 2).
+        GuavaError: mediapipe is installed but cannot be used (libGL, numpy 2, a release without models).
     """
 
     name = "mediapipe"
@@ -459,31 +459,41 @@ def import_mediapipe():
 
     Raises:
         MissingDependencyError: Not installed, or no build for this Python.
-        GuavaError: Installed, but it cannot be imported.
+        GuavaError: Installed, but it cannot be imported, or it is a release without the models.
     """
     for name, level in (("GLOG_minloglevel", "3"), ("TF_CPP_MIN_LOG_LEVEL", "3")):
         os.environ.setdefault(name, level)
     try:
         with _quiet_stderr():
-            import mediapipe as mp
-
-            return mp.solutions
+            import mediapipe
     except ModuleNotFoundError as error:
         if error.name != "mediapipe":
             raise _broken(error, 'Install it again with: pip install "guava-avatar[track]"') from error
         missing = MissingDependencyError("mediapipe", "track", "The detector 'mediapipe'")
-        if sys.version_info >= (3, 13):
-            version = ".".join(str(n) for n in sys.version_info[:2])
-            missing.hint = f"It has no build for Python {version}; use Python 3.10, 3.11 or 3.12."
+        missing.hint = _too_new_python() or missing.hint
         raise missing from error
     except ImportError as error:
-        if "libGL" in str(error) or "libgthread" in str(error) or "libglib" in str(error):
+        if "cannot open shared object file" in str(error):
             hint = "Install the system libraries: apt-get install libgl1 libglib2.0-0"
         else:
             hint = 'Install it again with: pip install "guava-avatar[track]"'
         raise _broken(error, hint) from error
     except Exception as error:  # noqa: BLE001 - numpy 2 or protobuf make its import raise anything
         raise _broken(error, 'It needs numpy < 2: pip install "guava-avatar[track]"') from error
+    if not hasattr(mediapipe, "solutions"):
+        version = getattr(mediapipe, "__version__", "of unknown version")
+        raise GuavaError(
+            f"The package 'mediapipe' is installed, but {version} carries no models.",
+            _too_new_python() or "Install the last release that does: pip install mediapipe==0.10.21",
+        )
+    return mediapipe.solutions
+
+
+def _too_new_python() -> str:
+    if sys.version_info < (3, 13):
+        return ""
+    version = ".".join(str(n) for n in sys.version_info[:2])
+    return f"mediapipe 0.10.21 has no build for Python {version}; use Python 3.10, 3.11 or 3.12."
 
 
 def _broken(error: Exception, hint: str) -> GuavaError:
@@ -492,24 +502,28 @@ def _broken(error: Exception, hint: str) -> GuavaError:
 
 @contextlib.contextmanager
 def _quiet_stderr():
-    """Hold back what C++ libraries write to stderr; shown only if something fails."""
-    try:
-        sys.stderr.flush()
-        saved = os.dup(2)
-    except (OSError, AttributeError, ValueError):
-        yield
-        return
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
+    """Hold back what C++ libraries write to stderr; shown only if something fails.
+
+    File descriptor 2 is the whole process's, so one thread at a time may exchange it.
+    """
+    with _STDERR_LOCK:
         try:
+            sys.stderr.flush()
+            saved = os.dup(2)
+        except (OSError, AttributeError, ValueError):
             yield
-        except Exception:
-            held.seek(0)
-            os.write(saved, held.read())
-            raise
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
+            return
+        with tempfile.TemporaryFile() as held:
+            os.dup2(held.fileno(), 2)
+            try:
+                yield
+            except Exception:
+                held.seek(0)
+                os.write(saved, held.read())
+                raise
+            finally:
+                os.dup2(saved, 2)
+                os.close(saved)
 
 
 def _crop(image: np.ndarray, region: np.ndarray, longest: int, enlarge: bool = False) -> _Crop:

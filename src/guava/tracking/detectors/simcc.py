@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from guava.errors import InputError, MissingDependencyError
+from guava.errors import GuavaError, InputError, MissingDependencyError
 from guava.photo.image import warp_affine
 from guava.tracking.detectors.base import FrameDetections, PersonDetection, PointSet
 
@@ -47,6 +47,7 @@ class SimCCDetector:
     Raises:
         InputError: There is no such file, or it is no COCO-WholeBody SimCC model.
         MissingDependencyError: onnxruntime is not installed.
+        GuavaError: onnxruntime is installed but cannot be imported.
     """
 
     name = "simcc"
@@ -61,6 +62,11 @@ class SimCCDetector:
             import onnxruntime
         except ModuleNotFoundError as error:
             raise MissingDependencyError("onnxruntime", "onnx", "The detector 'simcc'") from error
+        except Exception as error:  # noqa: BLE001 - a build for another numpy raises anything
+            raise GuavaError(
+                f"The package 'onnxruntime' is installed but cannot be imported ({error}).",
+                'Install it again with: pip install -U "guava-avatar[onnx]"',
+            ) from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
