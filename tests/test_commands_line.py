@@ -286,7 +286,7 @@ def test_demo_goes_on_where_it_was_interrupted(folder, avatar, capsys, monkeypat
     )
     performance = demo.demo_performance
     monkeypatch.setattr(
-        demo, "demo_performance", lambda *a: replace(performance(*a), pose=performance(*a).pose[250:253])
+        demo, "demo_performance", lambda *a: replace(performance(*a), pose=performance(*a).pose[200:203])
     )
     from guava.commands import render
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from guava.motion import Performance
 
 
+_FPS = 24.0
+
+
 @dataclass(frozen=True)
 class Config:
     """See what Guava does: from one photo to an avatar that talks and gestures.
@@ -158,21 +161,19 @@ def _once(result: Path, make: Callable[[], None], config: Config, facts: dict[st
 
 
 def demo_performance(avatar: Avatar, template: Template) -> Performance:
-    """The talk clip, then a wave; each starts and ends in the photo's pose.
-
-    The arm that waves is the right one, or the left one if only that hand was seen.
-    """
+    """The talk clip, then a wave of the right hand; each starts and ends in the photo's pose."""
     from dataclasses import replace
 
     import torch
 
-    from guava.motion import apply_motion, eased, make_clip
+    from guava.motion import apply_motion, eased, make_clip, resample
     from guava.motion.apply import follow_arms
 
     source = avatar.source.pose
     parts = []
-    talk = apply_motion(make_clip("talk", template), avatar, template, anchor="photo")
-    wave = apply_motion(make_clip("wave", template), avatar, template, anchor="photo", arms="right")
+    clips = [resample(make_clip(name, template), _FPS) for name in ("talk", "wave")]
+    talk = apply_motion(clips[0], avatar, template, anchor="photo")
+    wave = apply_motion(clips[1], avatar, template, anchor="photo", arms="right")
     for performance in (talk, wave):
         parts.append(eased(performance.pose, source, 0.8, performance.fps))
     names = vars(parts[0])
