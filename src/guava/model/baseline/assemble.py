@@ -38,6 +38,9 @@ from guava.photo import Photo
 from guava.rotation import matrix_to_quaternion, quaternion_multiply
 from guava.tracking.sequence import TrackedSequence
 
+THICKNESS = 4e-4
+"""Standard deviation of every disc across its surface, metres."""
+
 LID_SPLIT = 3
 """Lid texels become so many Gaussians a side."""
 
@@ -57,7 +60,7 @@ class BaselineConfig:
         displacement: Settings of the silhouette solve; None leaves the surface bare.
         shell_settings: Settings of the pixel shell.
         disc_size: Standard deviation of a UV Gaussian, in texels.
-        max_disc: The same in metres.
+        min_disc, max_disc: Its limits, metres.
         opacity: Of a UV Gaussian.
         below_picture: Metres of body kept below the photo's lower edge.
     """
@@ -70,6 +73,7 @@ class BaselineConfig:
     displacement: DisplacementConfig | None = field(default_factory=DisplacementConfig)
     shell_settings: ShellConfig = field(default_factory=ShellConfig)
     disc_size: float = 0.62
+    min_disc: float = 1e-4
     max_disc: float = 0.006
     opacity: float = 0.96
     below_picture: float = 0.06
@@ -259,23 +263,24 @@ def uv_gaussians(
         parts.append((index, barycentrics, size[index] / LID_SPLIT, shut, shut.vertices[0].double().numpy()))
 
     faces = tables.template.faces
-    vertices = posed.vertices[0].double()
+    vertices = posed.vertices[0]
+    frames = triangle_frames(vertices, faces)
     out = []
     for index, barycentrics, disc_size, shape, shape_surface in parts:
         face_ids = tables.texel_face[index]
-        ids, weights = torch.from_numpy(face_ids), torch.from_numpy(barycentrics)
-        frames = triangle_frames(vertices, faces[ids])
-        anchors = (vertices[faces[ids]] * weights[..., None].double()).sum(-2)
-        points = np.einsum("nk,nkc->nc", barycentrics, world[tables.faces[face_ids]])
-        arm = torch.from_numpy(points) - anchors
-        local = (frames.rotation.transpose(-1, -2) @ arm[..., None]).squeeze(-1) / frames.sigma[:, None].clamp(min=1e-9)
-        shape_frames = frames if shape is posed else triangle_frames(shape.vertices[0].double(), faces[ids])
+        ids, weights = torch.from_numpy(face_ids), torch.from_numpy(barycentrics).float()
+        # The arm from the undisplaced surface, taken between differences: world coordinates are ten metres off.
+        arm = world[tables.faces[face_ids]] - vertices.double().numpy()[tables.faces[face_ids]]
+        arm = torch.from_numpy(np.einsum("nk,nkc->nc", barycentrics, arm)).float()
+        sigma = frames.sigma[ids].clamp(min=1e-9)[:, None]
+        local = (arm[:, None] @ frames.rotation[ids])[:, 0] / sigma
+        shape_frames = frames if shape is posed else triangle_frames(shape.vertices[0], faces)
         turn, scale = _discs_in_frames(shape_surface, shape_frames, tables, face_ids, disc_size, config)
         out.append(rig_to_triangles(
-            rest.vertices[0], faces, ids, weights.float(),
-            local_offset=local.float(),
-            rotations=turn.float(),
-            scales=scale.float(),
+            rest.vertices[0], faces, ids, weights,
+            local_offset=local,
+            rotations=turn,
+            scales=scale,
             opacities=torch.full((len(ids),), config.opacity),
             features=torch.from_numpy(colors.colors[index]).float(),
             layer=Layer.UV,
@@ -292,21 +297,25 @@ def _discs_in_frames(
     size: np.ndarray,
     config: BaselineConfig,
 ) -> tuple[Tensor, Tensor]:
-    """Discs that tile a mesh (V, 3), as quaternions (n, 4) in and scales (n, 3) in units of their triangles' frames."""
-    corners = vertices[tables.faces[face_ids]]
-    steps = np.einsum("nsk,nkc->nsc", tables.texel_jacobian[face_ids], corners)
-    rotation, scale = discs(steps, size, config.max_disc)
+    """Discs that tile a mesh (V, 3), as quaternions (n, 4) in and scales (n, 3) in units of the frames of all F
+    triangles."""
+    # All texels of a triangle make the same steps.
+    steps = tables.texel_jacobian @ vertices[tables.faces]
+    ids = torch.from_numpy(face_ids)
+    rotation, unit = discs(steps, 1.0, np.inf)
     turn = quaternion_multiply(
-        _conjugate(matrix_to_quaternion(frames.rotation)), matrix_to_quaternion(torch.from_numpy(rotation))
+        _conjugate(matrix_to_quaternion(frames.rotation)), matrix_to_quaternion(torch.from_numpy(rotation).float())
     )
-    return turn, torch.from_numpy(scale) / frames.sigma[:, None].clamp(min=1e-9)
+    extent = np.clip(unit[face_ids, :2] * size[:, None], config.min_disc, config.max_disc)
+    scale = np.concatenate([extent, np.full((len(extent), 1), THICKNESS)], 1)
+    return turn[ids], torch.from_numpy(scale).float() / frames.sigma[ids].clamp(min=1e-9)[:, None]
 
 
 def shell_gaussians(shell: Shell, posed: EHMOutput, camera: Camera, config: BaselineConfig) -> Gaussians:
     """The shell's discs with skinning weights of their own, carried to the rest pose by undoing their skinning."""
     rotation_w2c = camera.world_to_camera[:3, :3].double().numpy()
     points = torch.from_numpy(to_world(shell.points, camera))
-    rotation, scale = discs(shell.tangents @ rotation_w2c, 0.6, config.max_disc)
+    rotation, scale = discs(shell.tangents @ rotation_w2c, config.shell_settings.disc_size, config.max_disc)
     weights = torch.from_numpy(shell.weights)
     # The record keeps the largest few weights; undo exactly what posing will do with those.
     bound = bind_to_skin(
@@ -345,8 +354,8 @@ def discs(steps: np.ndarray, size: float | np.ndarray, largest: float) -> tuple[
     x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
     y = np.cross(normal, x)
     height = np.maximum(np.abs((down * y).sum(1)), 0.3 * np.linalg.norm(down, axis=1))
-    extent = np.stack([np.clip(size * width, 3e-4, largest), np.clip(size * height, 3e-4, largest)], 1)
-    thin = np.full((len(steps), 1), 4e-4)
+    extent = np.stack([np.minimum(size * width, largest), np.minimum(size * height, largest)], 1)
+    thin = np.full((len(steps), 1), THICKNESS)
     return np.stack([x, y, normal], -1), np.concatenate([extent, thin], 1)
 
 

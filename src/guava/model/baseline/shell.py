@@ -31,6 +31,7 @@ class ShellConfig:
         weight_blur: Sigma of the skinning weights' smoothing, pixels of 512.
         hand_reach: Metres beyond which nothing is bound to a hand (held objects would trail threads).
         opacity: Of a disc of full alpha.
+        disc_size: Standard deviation of a disc, in its own pixels.
     """
 
     overlap: float = 8.0
@@ -39,6 +40,7 @@ class ShellConfig:
     weight_blur: float = 7.0
     hand_reach: float = 0.04
     opacity: float = 0.96
+    disc_size: float = 0.46
 
 
 @dataclass(frozen=True)
