@@ -2,8 +2,10 @@
 
     python benchmarks/tracking_accuracy.py --count 200
 
-A small reprojection error hides weak expressions and leaning torsos, so the fitted parameters are compared with the
-truth: expression units, 3D joints and torso lean. Persons and seeds come from ``guava.synth.dataset.TEST_SEEDS``;
+A small reprojection error hides weak expressions and leaning torsos, so the fitted parameters are compared
+with the
+truth: expression units, 3D joints and torso lean. Persons and seeds come from
+    ``guava.synth.dataset.TEST_SEEDS``;
 nothing in the tracker is tuned or trained on them.
 """
 
@@ -107,7 +109,8 @@ def report(tally: Tally, template: Template) -> str:
     lines += [
         f"arms and head, neck-aligned  {np.mean(list(joints.values())):6.1f} mm  (asked <= 45)",
         "   " + ", ".join(f"{name} {value:.0f}" for name, value in joints.items()),
-        f"fingers, wrist-aligned       {np.mean(tally.fingers):6.1f} mm  (asked <= 12; {len(tally.fingers)} hands)",
+        f"fingers, wrist-aligned       {np.mean(tally.fingers):6.1f} mm  (asked <= 12)",
+        f"   {len(tally.fingers)} hands found, median {np.median(tally.fingers):.1f} mm",
         f"torso lean                   {np.mean(tally.lean):6.1f} deg (asked <= 4)",
         "not seen in a frontal picture: " + ", ".join(sorted(set(UNSEEN_UNITS) | set(HARD_UNITS))),
         "unit: MAE where > 0.3 (times), MAE where 0",

@@ -2,13 +2,14 @@
 
     python scripts/train_landmark_response.py --renders 3000 --cache renders.npz
 
-Renders heads of many people with known expressions, runs MediaPipe's face mesh on them (about 0.3 s a render), and
+Renders heads of many people with known expressions, runs MediaPipe's face mesh on them (about 0.3 s a
+render), and
 fits a linear response with Gaussian noise:
 
     aligned landmarks = mean + response . units + noise,    noise ~ N(0, Sigma)
 
-Sigma holds what other people, poses and lights do to the landmarks. The result (projection and precision of the
-generalised least-squares estimate) is shipped with the package; the renders are not. Seeds come from
+Sigma holds what other people, poses and lights do to the landmarks. The result (projection and precision of
+the generalised least-squares estimate) is shipped with the package; the renders are not. Seeds come from
 ``guava.synth.dataset.TUNING_SEEDS``, apart from all that is reported.
 """
 
@@ -155,9 +156,8 @@ def main() -> None:
     read = read_expression(trial, aligned, base, torch.ones(units.shape[1]).double(), FaceFitConfig()).numpy()
     error = np.abs(read - units[held])
     print(f"{held.sum()} renders of {len(np.unique(people[held]))} people held out:")
-    print(
-        f"MAE of units > 0.3: {error[units[held] > 0.3].mean():.3f}, of units at 0: {error[units[held] == 0].mean():.3f}"
-    )
+    strong, zero = error[units[held] > 0.3].mean(), error[units[held] == 0].mean()
+    print(f"MAE of units > 0.3: {strong:.3f}, of units at 0: {zero:.3f}")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     save_response(arguments.out, measure_response(marks, units, **settings), template.hash)
     print(f"{len(marks)} renders -> {arguments.out}")

@@ -14,8 +14,8 @@ class FaceFitConfig:
     eye_iterations: int = 4
     """Steps of the eye stage."""
     landmark_sigma: float = 0.06
-    """Spread of one landmark, in outer-eye distances. Neighbouring landmarks err together, so this is several times
-    the true spread of a single one."""
+    """Spread of one landmark, in outer-eye distances. Neighbouring landmarks err together, so this is
+    several times the true spread of a single one."""
     detail_weight: float = 3.0
     """How much more the points of lids and lips count."""
     contour_weight: float = 0.3
@@ -91,7 +91,8 @@ class TrackingConfig:
     crop_margin: float = 1.1
     """Side of the crop over the larger side of the person's box."""
     identity_frames: int = 48
-    """Frames from which the identity of a longer clip is found; clips up to this length are solved at once."""
+    """Frames from which the identity of a longer clip is found; clips up to this length are solved at
+    once."""
     keep_clip_masks: bool = False
     """Keep the person masks of a clip (a photo's mask is always kept)."""
     chunk: int = 240

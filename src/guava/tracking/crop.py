@@ -29,7 +29,8 @@ def person_extent(person: PersonDetection, width: int, height: int) -> np.ndarra
 def square_crop(box: np.ndarray, margin: float, size: int) -> np.ndarray:
     """(3, 3) map from image pixels to a square crop of ``size`` pixels.
 
-    The crop is centred on ``box`` (4,), its side is the box's longer side times ``margin``; it may leave the image.
+    The crop is centred on ``box`` (4,), its side is the box's longer side times ``margin``; it may leave
+    the image.
     """
     side = max(box[2] - box[0], box[3] - box[1], 1.0) * margin
     scale = size / side
@@ -66,7 +67,8 @@ def crop_image(image: Tensor, crop_from_image: Tensor, size: int) -> Tensor:
 
 
 def points_box(points: Tensor, confidence: Tensor, margin: float) -> Tensor:
-    """(T, K, 2) with confidence (T, K) -> (T, 4) boxes grown by ``margin`` about their centre; NaN where absent."""
+    """(T, K, 2) with confidence (T, K) -> (T, 4) boxes grown by ``margin`` about their centre; NaN where
+    absent."""
     sure = confidence > 0
     low = torch.where(sure[..., None], points, torch.inf).amin(1)
     high = torch.where(sure[..., None], points, -torch.inf).amax(1)

@@ -1,9 +1,10 @@
 """What is believed about the expression before it is fitted (L_reg of Eq. 7).
 
-MediaPipe's landmarks follow an expression only in part (they come from a smooth face model of its own), so a fit with
-a small reprojection error reads weak expressions. How the landmarks answer to every unit, and how they vary for all
-other reasons (other people, poses, lights), was measured on renders with known units
-(``scripts/train_landmark_response.py``). Reading an expression is then a small non-negative least-squares problem.
+MediaPipe's landmarks follow an expression only in part (they come from a smooth face model of its own), so
+a fit with a small reprojection error reads weak expressions. How the landmarks answer to every unit, and
+how they vary for all other reasons (other people, poses, lights), was measured on renders with known units
+(``scripts/train_landmark_response.py``). Reading an expression is then a small non-negative least-squares
+problem.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class LandmarkResponse:
 
     Attributes:
         stiff: (n,) landmarks that move little with the expression: they align the face.
-        projection: (3 L, E): aligned landmark offsets in millimetres -> the linear term of the quadratic below.
+        projection: (3 L, E): aligned landmark offsets in millimetres -> the linear term of the quadratic
+            below.
         offset: (E,) subtracted from that.
         precision: (E, E): psi . precision . psi / 2 - linear . psi is the cost of an expression psi.
     """
@@ -87,7 +89,8 @@ def align_landmarks(points: Tensor, depth: Tensor, base: Tensor, stiff: Tensor) 
 def read_expression(
     response: LandmarkResponse, aligned: Tensor, base: Tensor, upper: Tensor, config: FaceFitConfig
 ) -> Tensor:
-    """Units (T, E) from aligned landmarks (T, L, 3): bounded least squares by projected accelerated gradients."""
+    """Units (T, E) from aligned landmarks (T, L, 3): bounded least squares by projected accelerated
+    gradients."""
     offsets = (1000 * (aligned - base)).flatten(1)
     linear = offsets @ response.projection - response.offset - config.response_sparsity
     units = response.precision.shape[0]
@@ -107,8 +110,8 @@ def expression_prior(
 ) -> ExpressionPrior:
     """The best prior that there is for this template and landmark layout.
 
-    With a measured response the mean is what it reads; otherwise there is a weak pull to zero, and expressions come
-    out weaker than they are.
+    With a measured response the mean is what it reads; otherwise there is a weak pull to zero, and
+    expressions come out weaker than they are.
     """
     frames, units = observation.points.shape[0], template.head.num_expression
     upper = torch.ones(units, dtype=torch.float64)

@@ -1,7 +1,7 @@
 """Tracked sequences as files: a motion file that also holds all else that tracking found.
 
-The arrays and header entries that a motion needs are those of the motion format, so a tracked file drives an avatar
-as it is; what is tracking's own carries the prefix ``tracking.``.
+The arrays and header entries that a motion needs are those of the motion format, so a tracked file drives
+an avatar as it is; what is tracking's own carries the prefix ``tracking.``.
 """
 
 from __future__ import annotations

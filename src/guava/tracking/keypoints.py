@@ -50,8 +50,8 @@ def fit_keypoints(
         progress: Called as the fit goes on.
 
     Returns:
-        A tracked sequence without gaze (the 68 landmarks have no irises) and without masks. Frames without a face
-        are flagged invalid.
+        A tracked sequence without gaze (the 68 landmarks have no irises) and without masks. Frames without
+        a face are flagged invalid.
 
     Raises:
         InputError: The arrays' shapes do not fit each other.

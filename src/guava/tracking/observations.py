@@ -86,8 +86,8 @@ def gather(
     Args:
         detections: One a frame.
         crops: (T, 3, 3) image pixels -> crop pixels.
-        image_sizes: (width, height) of every frame; points outside the picture are the detector's guesses and are
-            not used.
+        image_sizes: (width, height) of every frame; points outside the picture are the detector's guesses
+            and are not used.
     """
     frames = len(detections)
     people = [d.person for d in detections]

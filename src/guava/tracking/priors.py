@@ -1,8 +1,8 @@
 """Pose priors of our own, standing in for the release's learned ones (VPoser) in Eq. 8.
 
-Each joint's axis-angle has a mean and a spread per axis, and soft limits. Axes are those of the template's T pose: for
-the arms, x runs along the bone (twist), y swings forwards and backwards, z raises and lowers; for the spine and head
-x nods, y turns, z tilts.
+Each joint's axis-angle has a mean and a spread per axis, and soft limits. Axes are those of the template's
+T pose: for the arms, x runs along the bone (twist), y swings forwards and backwards, z raises and lowers;
+for the spine and head x nods, y turns, z tilts.
 """
 
 from __future__ import annotations

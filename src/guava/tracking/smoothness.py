@@ -11,8 +11,8 @@ NOMINAL_STEP = 1 / 30
 def frame_links(valid: Tensor, shots: Tensor, timestamps: Tensor) -> Tensor:
     """Weights (T-1,) float64 of the smoothness between neighbouring frames.
 
-    Zero across cuts and wherever one of the two frames shows nobody; smaller over longer steps in time, because a
-    person moves farther in them.
+    Zero across cuts and wherever one of the two frames shows nobody; smaller over longer steps in time,
+    because a person moves farther in them.
 
     Args:
         valid: (T,) bool.

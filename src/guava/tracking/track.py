@@ -115,8 +115,8 @@ def fit_clip(
 ) -> BodyFit:
     """Fit any number of frames in bounded memory.
 
-    Short clips are solved at once. Of longer ones the identity is found first, from frames spread over the clip;
-    then chunks of ``config.chunk`` frames are solved with it, overlapping by ``config.overlap``.
+    Short clips are solved at once. Of longer ones the identity is found first, from frames spread over the
+    clip; then chunks of ``config.chunk`` frames are solved with it, overlapping by ``config.overlap``.
 
     Args:
         observations: All frames.
@@ -179,7 +179,9 @@ def _identity_frames(observations: Observations, count: int) -> Tensor:
         return known
     # The best frame of each of ``count`` equal stretches.
     edges = torch.linspace(0, len(known), count + 1).round().long()
-    return torch.stack([known[a:b][shown[known[a:b]].argmax()] for a, b in zip(edges[:-1], edges[1:])])
+    return torch.stack(
+        [known[a:b][shown[known[a:b]].argmax()] for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    )
 
 
 def track_detections(
@@ -398,8 +400,8 @@ def track_video(
     """Track one person through a clip: the largest of the first shot that shows one.
 
     Args:
-        video: A path, or what :func:`guava.tracking.detection.detect_video` found in one (to fit again with other
-            settings without detecting again).
+        video: A path, or what :func:`guava.tracking.detection.detect_video` found in one (to fit again with
+            other settings without detecting again).
         config: Settings.
         template: The open template if left out.
         detector: A detector to reuse; by default the one that ``config`` names is made.

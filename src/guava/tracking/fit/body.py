@@ -1,10 +1,11 @@
-"""Body stage (Eq. 8): shape, pose, hands and joint offsets of the whole, guided in 3D by the face and hand fits.
+"""Body stage (Eq. 8): shape, pose, hands and joint offsets of the whole, guided in 3D by the face and hand
+fits.
 
     L_body = lambda_k L1(K_b, K_b^) + lambda_reg L_reg + lambda_smo L_smo(Z_b, theta_h, R, T)
            + lambda_3d L_3d(M_ehm, M_f(Z_f), M_h(Z_h)) + lambda_prior L_prior(Z_b)               (Eq. 8)
 
-The camera stays where it is; the release's camera motion R, T is the root's rotation and the translation. All parts
-are tracked in one crop, so the affine maps A_f, A_h of Eq. 8 are the identity.
+The camera stays where it is; the release's camera motion R, T is the root's rotation and the translation.
+All parts are tracked in one crop, so the affine maps A_f, A_h of Eq. 8 are the identity.
 """
 
 from __future__ import annotations

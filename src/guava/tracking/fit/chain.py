@@ -1,7 +1,7 @@
 """Posed joints and points of a skeleton, with exact derivatives.
 
-Joints, fingertips and the points of the face are rigidly attached to one joint each, so their positions and all
-derivatives follow from the kinematic chain alone; the mesh is not needed while fitting.
+Joints, fingertips and the points of the face are rigidly attached to one joint each, so their positions and
+all derivatives follow from the kinematic chain alone; the mesh is not needed while fitting.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Skeleton:
 
     Attributes:
         parents: K parents, -1 at the root; parents precede children.
-        attached: (N,) int64 joint that carries each point. A joint's own position is a point with zero offset.
+        attached: (N,) int64 joint that carries each point. A joint's own position is a point with zero
+            offset.
         ancestry: (N, K) 1 where joint k is the carrier of point n or above it.
     """
 
@@ -129,7 +130,8 @@ def rest_jacobian(skeleton: Skeleton, posed: PosedChain, joint_dirs: Tensor, poi
 
 
 def finger_joints(template: Template, side: str) -> list[int]:
-    """Joint index of the 21 hand points' order (wrist, then thumb to little finger), -1 where it is a fingertip."""
+    """Joint index of the 21 hand points' order (wrist, then thumb to little finger), -1 where it is a
+    fingertip."""
     order = [template.joint(f"{side}_wrist")]
     for finger in ("thumb", "index", "middle", "ring", "pinky"):
         order += [template.joint(f"{side}_{finger}{i}") for i in (1, 2, 3)] + [-1]

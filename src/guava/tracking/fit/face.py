@@ -2,10 +2,11 @@
 
     L_face = lambda_k L1(K_f, K_f^) + lambda_smo L_smo(Z_f, R, T) + lambda_reg L_reg(Z_f)        (Eq. 7)
 
-One landmark set is used (MediaPipe 478 or iBUG 68) instead of three, with a Huber instead of an L1 cost; lid and lip
-gaps are compared as differences of points, because they carry the expression and errors of the whole face cancel
-in them. Where the template has eyeLook units and a landmark response was measured, the gaze is in those units (they
-move the lids as well) and is fitted with the face; elsewhere it is in the eye joints, in a stage of its own. L_reg pulls the expression towards what the expression regressor reads (see
+One landmark set is used (MediaPipe 478 or iBUG 68) instead of three, with a Huber instead of an L1 cost;
+lid and lip gaps are compared as differences of points, because they carry the expression and errors of the
+whole face cancel in them. Where the template has eyeLook units and a landmark response was measured, the
+gaze is in those units (they move the lids as well) and is fitted with the face; elsewhere it is in the eye
+joints, in a stage of its own. L_reg pulls the expression towards what the expression regressor reads (see
 :mod:`guava.tracking.expression`), not towards zero.
 """
 
@@ -226,7 +227,8 @@ class FaceLandmarkModel:
     """The landmarks of the neutral-pose head, linear in shape and expression (float64).
 
     Attributes:
-        base: (L, 3), shape_dirs: (L, 3, S), expression_dirs: (L, 3, E), weights: (L,) trust in each embedding.
+        base: (L, 3), shape_dirs: (L, 3, S), expression_dirs: (L, 3, E), weights: (L,) trust in each
+            embedding.
         joints: (2, 3) eye joints, left and right; joints_shape_dirs: (2, 3, S).
         eye_weights: (2, L) how far each landmark follows the left and the right eyeball.
     """
@@ -317,7 +319,8 @@ def fit_face(
     rotation, translation = _initial_pose(model, camera, observation, layout, size)
     weights = landmark_weights(layout, points.shape[1], config) * model.weights
     weights = weights * observation.confidence  # (T, L)
-    # Gaze has one home: the eyeLook units where the prior frees them (they move the lids too), else the eye joints.
+    # Gaze has one home: the eyeLook units where the prior frees them (they move the lids too), else the eye
+    # joints.
     gaze_units = [i for i, name in enumerate(template.expression_names) if name.startswith("eyeLook")]
     by_units = bool(gaze_units) and float(prior.upper[gaze_units].max()) > 0
     if by_units:
@@ -429,8 +432,8 @@ def fit_face(
 def face_size(observation: FaceObservation) -> Tensor:
     """(T,) the outer-eye distance in crop pixels as it would be seen from the front.
 
-    Turned faces are foreshortened, so the distance is taken in three dimensions where the detector gives depth.
-    Frames without a face get the clip's median.
+    Turned faces are foreshortened, so the distance is taken in three dimensions where the detector gives
+    depth. Frames without a face get the clip's median.
     """
     a, b = FACE_LAYOUTS[observation.layout].eye_corners
     across = observation.points[:, a] - observation.points[:, b]
@@ -469,7 +472,8 @@ def _gap_indices(layout: FaceLayout) -> tuple[list[int], list[int]]:
 def _initial_pose(
     model: FaceLandmarkModel, camera: Camera, observation: FaceObservation, layout: FaceLayout, size: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Head rotation (T, 3) and translation (T, 3) from the landmarks, by the orthogonal Procrustes problem."""
+    """Head rotation (T, 3) and translation (T, 3) from the landmarks, by the orthogonal Procrustes
+    problem."""
     frames = observation.points.shape[0]
     stiff = [i for i in range(model.base.shape[0]) if i not in set(layout.lips + layout.contour)]
     stiff = [i for i in stiff if float(model.weights[i]) > 0]

@@ -1,7 +1,8 @@
-"""Each hand alone: what a separate hand network gives in the paper (M_h of Eq. 8), found here by optimisation.
+"""Each hand alone: what a separate hand network gives in the paper (M_h of Eq. 8), found here by
+optimisation.
 
-A hand is the wrist and 15 finger joints, free in space; its 21 points are fitted in the picture, with the detector's
-relative depth to tell towards from away. The result guides the body stage in 3D.
+A hand is the wrist and 15 finger joints, free in space; its 21 points are fitted in the picture, with the
+detector's relative depth to tell towards from away. The result guides the body stage in 3D.
 """
 
 from __future__ import annotations
@@ -182,7 +183,8 @@ def add_pose_prior(equations: NormalEquations, values: Tensor, prior, columns: s
 def _palm_orientation(
     model: HandModel, points: Tensor, depth: Tensor | None, pixels_per_metre: Tensor, seen: Tensor
 ) -> Tensor:
-    """(T, 3, 3) rotation that takes the rest palm to the detected one (orthogonal Procrustes on six points)."""
+    """(T, 3, 3) rotation that takes the rest palm to the detected one (orthogonal Procrustes on six
+    points)."""
     frames = points.shape[0]
     palm = list(PALM)
     z = torch.zeros_like(points[..., 0]) if depth is None else depth - depth[:, :1]

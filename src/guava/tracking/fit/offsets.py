@@ -1,9 +1,9 @@
 """Where a detector's body and hand points lie relative to the template's joints.
 
-People who annotate pictures put a wrist or a knuckle elsewhere than a skinned skeleton does: the annotated palm is
-30 mm shorter than the template's. Without these offsets the fit shrinks palms and shoulders, or turns them away from
-the camera, at an excellent reprojection error. Measured on 50 renders of ``guava.synth.dataset.TUNING_SEEDS`` with
-MediaPipe by least squares (``scripts/measure_point_offsets.py``).
+People who annotate pictures put a wrist or a knuckle elsewhere than a skinned skeleton does: the annotated
+palm is 30 mm shorter than the template's. Without these offsets the fit shrinks palms and shoulders, or
+turns them away from the camera, at an excellent reprojection error. Measured on 50 renders of
+``guava.synth.dataset.TUNING_SEEDS`` with MediaPipe by least squares (``scripts/measure_point_offsets.py``).
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Millimetres of the left side in the T pose's axes (x along the left arm, y up, z to the front), carried by the
+# Millimetres of the left side in the T pose's axes (x along the left arm, y up, z to the front), carried by
+# the
 # joint's parent; the wrist's and the fingertips' by the joint itself.
 _BODY = {
     "shoulder": (-21.3, 18.4, -2.8),

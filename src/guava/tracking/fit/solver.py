@@ -90,7 +90,8 @@ class NormalEquations:
 
 @dataclass(frozen=True)
 class Smoothness:
-    """Penalty on changes between neighbouring frames, sum_t link_t * sum_p precision_p (x_{t+1,p} - x_{t,p})^2 / 2.
+    """Penalty on changes between neighbouring frames, sum_t link_t * sum_p precision_p (x_{t+1,p} -
+    x_{t,p})^2 / 2.
 
     Attributes:
         links: (T-1,) 1 where the two frames belong together, 0 across cuts and next to invalid frames.
@@ -101,7 +102,8 @@ class Smoothness:
     precision: Tensor
 
     def add_to(self, equations: NormalEquations, values: Tensor) -> None:
-        """Add cost, gradient and diagonal blocks; the off-diagonal blocks are ``-links * diag(precision)``."""
+        """Add cost, gradient and diagonal blocks; the off-diagonal blocks are ``-links *
+        diag(precision)``."""
         if not len(self.links):
             return
         step = (values[1:] - values[:-1]) * self.links[:, None]
@@ -117,7 +119,8 @@ class Smoothness:
 
 
 def robust_weight(distance: Tensor, threshold: float) -> Tensor:
-    """Weights with which least squares minimises the Huber cost of ``distance`` (linear beyond ``threshold``)."""
+    """Weights with which least squares minimises the Huber cost of ``distance`` (linear beyond
+    ``threshold``)."""
     return torch.where(distance > threshold, threshold / distance.clamp(min=1e-12), torch.ones_like(distance))
 
 
