@@ -9,7 +9,7 @@ import pytest
 import torch
 from samples import small_avatar
 
-from guava.avatar.framing import framing, joint_pixels, photo_camera, pivot, view_from
+from guava.avatar.framing import framing, joint_pixels, pivot, view_from
 from guava.body import load_template
 from guava.errors import FileFormatError, TemplateMismatchError
 from guava.motion import (
@@ -18,7 +18,6 @@ from guava.motion import (
     make_clip,
     motion_of,
     read_keypoints,
-    shown_joints,
     track_keypoints,
 )
 from guava.rotation import axis_angle_to_matrix
@@ -111,14 +110,6 @@ def test_eased_begins_and_ends_in_the_given_pose(avatar, template):
 def test_another_template_is_refused(avatar, template):
     with pytest.raises(TemplateMismatchError):
         apply_motion(make_clip("idle", template), replace(avatar, template_hash="0" * 64), template)
-
-
-def test_shown_joints_are_those_inside_the_photo(avatar, template):
-    shown = shown_joints(avatar, template)
-    pixels = joint_pixels(avatar, template, avatar.source.pose, photo_camera(avatar))[0]
-    inside = ((pixels >= 0) & (pixels < 192)).all(-1)
-    assert torch.equal(shown, inside)
-    assert shown[template.joint("head")] and not shown[template.joint("left_foot")]
 
 
 def test_frame_ends_where_the_photo_ends(avatar, template):

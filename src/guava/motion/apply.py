@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from guava.avatar.avatar import Avatar
-from guava.body import EHM, Pose, Template
+from guava.avatar.framing import skeleton
+from guava.body import Pose, Template
 from guava.errors import TemplateMismatchError
 from guava.motion.file import for_template
 from guava.motion.motion import Motion
@@ -96,32 +97,12 @@ def apply_motion(
 
     pose = replace(pose, joints=joints, expression=expression)
     neck = template.joint("neck")
-    skeleton = EHM(template, None if template.regress_joints else torch.zeros(1, dtype=torch.long))
+    ehm = skeleton(template)
     with torch.no_grad():
-        here = skeleton(avatar.identity, source).joints[0, neck]
-        there = skeleton(avatar.identity, pose[:1]).joints[0, neck]
+        here = ehm(avatar.identity, source).joints[0, neck]
+        there = ehm(avatar.identity, pose[:1]).joints[0, neck]
     pose = replace(pose, translation=pose.translation + (here - there))
     return Performance(pose, motion.fps, motion.loop, (follows[0], follows[1]), notes)
-
-
-def shown_joints(avatar: Avatar, template: Template, margin: float = 0.0) -> Tensor:
-    """(J,) bool: body joints that fall inside the source photo (whether or not something covers them).
-
-    Args:
-        avatar: Its source view is used.
-        template: The avatar's.
-        margin: Share of the photo's size by which a joint must be inside.
-    """
-    skeleton = EHM(template, None if template.regress_joints else torch.zeros(1, dtype=torch.long))
-    source = avatar.source
-    with torch.no_grad():
-        joints = skeleton(avatar.identity, source.pose).joints[0]
-        image_from_crop = torch.linalg.inv(source.crop_from_image.float())
-        camera = source.camera.through(image_from_crop, source.width, source.height)
-        pixels, _ = camera.project(joints)
-    low = torch.tensor([source.width, source.height]) * margin
-    high = torch.tensor([source.width, source.height]) * (1 - margin)
-    return ((pixels >= low) & (pixels < high)).all(-1)
 
 
 def follow_arms(*arms: tuple[bool, bool]) -> tuple[bool, bool]:
