@@ -1,5 +1,4 @@
-"""Time of an animated frame, by stage: python benchmarks/animate.py [--avatar A.guava] [--count 150000]
-[--json]."""
+"""Time of an animated frame, by stage: python benchmarks/animate.py [--avatar A.guava] [--json]."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""How Gaussians follow the body: Eq. 3 by definition, skinning by loops, rigid motion, and the two
-backends."""
+"""How Gaussians follow the body: Eq. 3 by definition, skinning by loops, rigid motion, both backends."""
 
 import math
 from dataclasses import replace

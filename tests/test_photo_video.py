@@ -172,8 +172,7 @@ def test_rotation_metadata_as_phones_write_it(tmp_path, matrix, turns):
     frame[:24, :40], frame[24:, :40] = (200, 40, 40), (40, 40, 200)
     _write(tmp_path / "a.mp4", np.stack([frame] * 4))
     data = bytearray((tmp_path / "a.mp4").read_bytes())
-    # The display matrix (a b u c d v x y w, 16.16 fixed point) lies 40 bytes into the body of the track
-    # header.
+    # The display matrix (a b u c d v x y w, 16.16 fixed point) lies 40 bytes into the track header's body.
     start = data.index(b"tkhd") + 4 + 40
     a, b, c, d = (value * 65536 for value in matrix)
     data[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)

@@ -51,9 +51,8 @@ def _check_astronaut(person, scale=1.0, shift=(0.0, 0.0)):
     for index, place in ((468, _RIGHT_EYE), (473, _LEFT_EYE)):
         assert np.linalg.norm((person.face.points[index] - shift) / scale - place) < 3
     assert person.face.confidence.min() >= 0 and person.face.confidence.max() <= 1
-    assert (
-        person.face.depth[1] < person.face.depth[234]
-    )  # the tip of the nose is nearer than the cheek's edge
+    # The tip of the nose is nearer than the cheek's edge.
+    assert person.face.depth[1] < person.face.depth[234]
     body = person.body
     assert body.layout == "mediapipe33" and body.world.shape == (33, 3)
     # The person's left shoulder (11) is on the picture's right; the shoulders lie below the eyes.
@@ -371,8 +370,7 @@ def test_simcc_points_by_hand(simcc_model):
     assert np.allclose(person.body.points, expected[:17], atol=1e-6)
     assert np.allclose(person.face.points, expected[23:91], atol=1e-6)
     assert np.allclose(person.left_hand.points, expected[91:112], atol=1e-6)
-    # Point 0 once with plain numbers: bins (7, 3) -> input (4, 2) -> image (160 - 20 * 3.125, 240 - 30 *
-    # 3.125).
+    # Point 0 with plain numbers: bins (7, 3) -> input (4, 2) -> image (160 - 62.5, 240 - 93.75).
     assert np.allclose(person.body.points[0], [97.5, 146.25])
     assert (person.body.layout, person.face.layout, person.left_hand.layout) == ("coco17", "ibug68", "hand21")
     assert person.right_hand is None
@@ -383,8 +381,7 @@ def test_simcc_points_by_hand(simcc_model):
 def test_simcc_whole_picture_and_outside_points(simcc_model):
     detector = create_detector("simcc", model=simcc_model)
     found = detector.detect(np.zeros((128, 96, 3), np.uint8))
-    # The padded picture is 1.25 * 96 wide: 2.5 image pixels an input pixel, and points outside it are not
-    # sure.
+    # The padded picture is 1.25 * 96 wide: 2.5 image pixels an input pixel. Points outside it are not sure.
     x_bins, y_bins = _peaks()
     x, y = 48 + (x_bins / 2 + 0.5 - 24) * 2.5, 64 + (y_bins / 2 + 0.5 - 32) * 2.5
     inside = (x >= 0) & (x <= 96) & (y >= 0) & (y <= 128)

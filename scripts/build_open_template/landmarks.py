@@ -178,8 +178,7 @@ def embed_landmarks(wheel: Wheel, mesh: BaseMesh, models: Models, hidden: np.nda
             x, y = int(point.x * SIZE), int(point.y * SIZE)
             if not (0 <= x < SIZE and 0 <= y < SIZE) or face[y, x] < 0:
                 continue
-            # Closed lips and relaxed lids lie on each other; only where they part is the landmark's side
-            # certain.
+            # Closed lips and relaxed lids lie on each other; a landmark's side is certain where they part.
             if (i in UPPER_LIP or i in LOWER_LIP or i in MOUTH_CORNERS) and opened < 0.3:
                 continue
             if (i in UPPER_LIDS or i in LOWER_LIDS or i in EYE_CORNERS) and not wide:

@@ -30,8 +30,7 @@ REGIONS = (
     "mouth_cavity",
     "eye_sockets",
 )
-# Boxes (u, v) of the source atlas around its charts for the insides of the head; charts, not faces, are
-# tested.
+# Boxes (u, v) of the source atlas around its charts for the insides of the head. Whole charts are tested.
 _CAVITY_BOX, _SOCKET_BOX = ((0.75, 1.0), (0.0, 0.145)), ((0.0, 0.16), (0.54, 0.64))
 _PART_REGION = {
     "helper-l-eye": "left_eyeball",

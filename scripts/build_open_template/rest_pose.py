@@ -168,8 +168,7 @@ def t_pose(mesh: BaseMesh, heads: np.ndarray) -> TPose:
             if not name.endswith(f".{side}"):
                 continue
             bone = name[:-2]
-            # Collar bone and shoulder blade take part of the raise; the forearm's twist is spread over its
-            # length.
+            # Collar bone and shoulder blade take part of the raise; the forearm's twist spreads along it.
             if bone == "clavicle":
                 rotations[i] = _rotation(axis, np.radians(8))
             elif bone == "shoulder01":

@@ -241,8 +241,7 @@ class EHM(nn.Module):
         replaced = body_part + self.head_blend[:, None] * (head + shift[:, None] - body_part)
         vertices = vertices.index_copy(1, self.head_rows, replaced)
         if not self.template.regress_joints:
-            # The body's own jaw and eyes give way to the head's, as regressed joints would; the eyes' middle
-            # stays.
+            # The head's jaw and eyes replace the body's, as regressed joints would; the eyes' middle stays.
             placed = head_joints[:, HEAD_JAW:] * identity.head_scale[:, None]
             placed = (
                 placed - placed[:, 1:].mean(1, keepdim=True) + joints[:, self.body_eyes].mean(1, keepdim=True)

@@ -213,7 +213,7 @@ def _to_srgb(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Decoded picture -> upright pixels (H, W, 3) and alpha (H, W) or None; reduced to ``max_side``."""
     profile = picture.info.get("icc_profile")
-    picture = _to_eight_bits(picture, notes)
+    picture = _reduce_depth(picture, notes)
     has_alpha = picture.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in picture.info
     if has_alpha:
         picture = picture.convert("RGBA")
@@ -240,7 +240,7 @@ def _to_srgb(
     return pixels, alpha
 
 
-def _to_eight_bits(picture: Image.Image, notes: list[str]) -> Image.Image:
+def _reduce_depth(picture: Image.Image, notes: list[str]) -> Image.Image:
     if not picture.mode.startswith(("I", "F")):
         return picture
     values = np.nan_to_num(np.asarray(picture, dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
@@ -288,10 +288,7 @@ def save_image(path: str | os.PathLike, pixels: np.ndarray, quality: int = 95) -
     kind = kinds.get(path.suffix.lower())
     if kind is None:
         raise InputError(f"Cannot write '{path}': unknown suffix.", "Use .png, .jpg or .webp.")
-    pixels = np.asarray(pixels)
-    if pixels.dtype != np.uint8:
-        pixels = np.clip(pixels * 255.0 + 0.5, 0, 255).astype(np.uint8)
-    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    picture = Image.fromarray(to_eight_bits(pixels))
     if kind == "JPEG" and picture.mode == "RGBA":
         raise InputError(f"Cannot write '{path}': JPEG has no transparency.", "Use .png or .webp.")
     buffer = io.BytesIO()
@@ -301,12 +298,17 @@ def save_image(path: str | os.PathLike, pixels: np.ndarray, quality: int = 95) -
 
 def save_png(path: str | os.PathLike, pixels: np.ndarray) -> None:
     """:func:`save_image` for PNG, whatever the suffix."""
+    buffer = io.BytesIO()
+    Image.fromarray(to_eight_bits(pixels)).save(buffer, "PNG")
+    write_atomically(path, buffer.getvalue())
+
+
+def to_eight_bits(pixels: np.ndarray) -> np.ndarray:
+    """Pixels of any shape, uint8 or floats in [0, 1], as contiguous uint8."""
     pixels = np.asarray(pixels)
     if pixels.dtype != np.uint8:
         pixels = np.clip(pixels * 255.0 + 0.5, 0, 255).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG")
-    write_atomically(path, buffer.getvalue())
+    return np.ascontiguousarray(pixels)
 
 
 def resize_area(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

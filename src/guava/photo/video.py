@@ -15,7 +15,7 @@ from av.video.reformatter import ColorRange, Colorspace
 
 from guava.container import publish
 from guava.errors import InputError
-from guava.photo.image import MIN_SIDE, file_digest
+from guava.photo.image import MIN_SIDE, file_digest, to_eight_bits
 
 MAX_VIDEO_SIDE = 1920
 """Longer frames are reduced to this side while reading."""
@@ -313,12 +313,11 @@ class VideoWriter:
             raise ValueError("VideoWriter must be used in a 'with' block")
         if pixels.shape != (self._size[1], self._size[0], 3):
             raise ValueError(f"frame of shape {pixels.shape} in a video of {self._size} pixels")
-        if pixels.dtype != np.uint8:
-            pixels = np.clip(pixels * 255.0 + 0.5, 0, 255).astype(np.uint8)
+        pixels = to_eight_bits(pixels)
         height, width = pixels.shape[:2]
         if height % 2 or width % 2:
             pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
         frame = frame.reformat(
             format="yuv420p",
             dst_colorspace=Colorspace.ITU709,

@@ -343,8 +343,7 @@ class MediaPipeDetector:
         region = np.concatenate([face.center - 1.1 * face.side, face.center + 1.1 * face.side])
         attempts = [(region, "mesh/still")]
         if clip:
-            # A wider crop that stays while the face moves in it; when it jumps, the graph finds the face
-            # again.
+            # A wider crop that stays while the face moves in it; after a jump the graph searches again.
             if self._face_region is None or _iou(self._face_region, region) < 0.35:
                 self._face_region = np.concatenate(
                     [face.center - 1.6 * face.side, face.center + 1.6 * face.side]
