@@ -18,6 +18,7 @@ from guava.camera import Camera
 from guava.errors import GuavaError, InputError, MissingDependencyError, NoPersonError
 from guava.photo import Photo, VideoReader, VideoWriter, resize_area
 from guava.rendering import shade_mesh
+from guava.synth import TEST_SEEDS, accuracy_set
 from guava.tracking.detection import detect_photo, detect_video, photo_notes
 from guava.tracking.detectors import available_detectors, create_detector
 from guava.tracking.detectors.mediapipe import _quiet_stderr, import_mediapipe
@@ -80,12 +81,21 @@ def test_small_person_in_a_large_picture(mediapipe, astronaut):
     assert found.mask[:, :700].max() == 0 and found.mask[700:800, 1050:1100].mean() > 0.8
 
 
-def test_mirrored_picture_swaps_sides(mediapipe, astronaut):
-    plain, mirrored = mediapipe.detect(astronaut).person, mediapipe.detect(astronaut[:, ::-1]).person
-    for name, other in (("left_hand", "right_hand"), ("right_hand", "left_hand")):
-        a, b = getattr(plain, name), getattr(mirrored, other)
-        if a is not None and b is not None:
-            assert np.abs(a.points * (-1, 1) + (512, 0) - b.points).mean() < 25
+def test_hands_are_on_the_right_side_and_a_mirrored_picture_swaps_them(mediapipe):
+    template = load_template()
+    samples = accuracy_set(TEST_SEEDS.start + 60_000, 8, template, size=512)
+    view = next(sample.view for sample in samples if all(sample.view.hands_visible))
+    mediapipe.reset()
+    plain, mirrored = mediapipe.detect(view.rgb).person, mediapipe.detect(view.rgb[:, ::-1]).person
+    for side, other in (("left", "right"), ("right", "left")):
+        knuckle = torch.from_numpy(view.joints3d[[template.joint(f"{side}_middle1")]])
+        place = view.camera.project(knuckle)[0][0].numpy()
+        for hand, truth in (
+            (getattr(plain, f"{side}_hand"), place),
+            (getattr(mirrored, f"{other}_hand"), place * (-1, 1) + (512, 0)),
+        ):
+            assert np.linalg.norm(hand.points[9] - truth) < 25
+            assert hand.confidence.min() > 0.4 and hand.points.shape == (21, 2)
     assert mirrored.body.points[11, 0] > mirrored.body.points[12, 0]
 
 
