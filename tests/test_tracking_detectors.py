@@ -212,6 +212,42 @@ def test_somebody_else_after_a_cut_is_not_followed(tmp_path):
     assert any("frames 8-15 (somebody else is shown)" in note for note in clip.notes)
 
 
+def test_somebody_else_in_the_same_shot_is_not_followed(tmp_path):
+    """One comes, goes, and another comes; then the first one returns. There is no cut."""
+    from guava.tracking.detectors import FrameDetections, PersonDetection, PointSet
+
+    rng = np.random.default_rng(0)
+    face = rng.uniform(-9, 9, (478, 2)) + (64, 40)
+    background = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
+
+    class Somebody:
+        name = "fake"
+
+        def detect(self, image, near=None):
+            if np.abs(image[36:44, 66:72].astype(int) - background[40, 68]).mean() < 20:
+                return FrameDetections(None, 0, None)
+            points = PointSet("mediapipe478", face, np.ones(478))
+            person = PersonDetection(np.array([50.0, 25, 80, 90]), 1.0, points, None, None, None)
+            return FrameDetections(person, 1, None)
+
+        def reset(self):
+            pass
+
+    def scene(skin, hair, shirt):
+        picture = background.copy()
+        picture[25:36, 54:74], picture[32:50, 55:73], picture[54:80, 50:78] = hair, skin, shirt
+        return picture
+
+    first = scene((220, 170, 140), (60, 40, 30), (40, 40, 160))
+    second = scene((120, 80, 60), (10, 10, 10), (200, 200, 40))
+    with VideoWriter(tmp_path / "c.mp4", 25, (128, 128)) as writer:
+        for picture in [first] * 8 + [background] * 20 + [second] * 8 + [background] * 4 + [first] * 8:
+            writer.write(picture)
+    clip = detect_video(VideoReader(tmp_path / "c.mp4"), Somebody())
+    assert clip.shots.max() == 0
+    assert clip.present.tolist() == [True] * 8 + [False] * 32 + [True] * 8
+
+
 def test_clip_without_anybody(mediapipe, tmp_path):
     with VideoWriter(tmp_path / "empty.mp4", 25, (128, 96)) as writer:
         for _ in range(3):

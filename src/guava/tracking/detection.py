@@ -105,9 +105,9 @@ def detect_video(
 ) -> DetectedClip:
     """Follow one person through a clip: the largest of the first shot that shows one.
 
-    Inside a shot the person is followed by position. After a cut the detector starts afresh, and the person
-    it finds counts as the same if face, hair and clothes have similar colours; otherwise the followed person
-    is absent there.
+    Inside a shot the person is followed by position. After a cut, or when the person was lost for a while,
+    the detector starts afresh, and whom it finds counts as the same person if face, hair and clothes have
+    similar colours; otherwise the followed person is absent there.
 
     Args:
         reader: The video; read twice (once for the cuts).
@@ -133,13 +133,16 @@ def detect_video(
             box, lost, previous_shot = None, 0, shots[t]
         found = detector.detect(frame.pixels, box)
         look = _appearance(frame.pixels, found.person)
-        if box is None and found.people > 1 and reference and shots[t] != reference_shot:
-            # Somebody larger may have entered with the cut while the followed person stands where they stood.
-            if look is None or _distance(look, reference) > _SAME_PERSON:
+        if box is None and reference and found.person is not None and not _alike(look, reference):
+            # Somebody larger may have come while the followed person stands where they stood.
+            if found.people > 1:
                 other = detector.detect(frame.pixels, reference_box)
                 other_look = _appearance(frame.pixels, other.person)
-                if other_look is not None and _distance(other_look, reference) < _SAME_PERSON:
+                if _alike(other_look, reference):
                     found, look = other, other_look
+            # After a cut the whole shot decides; within one, whoever else turns up is not followed.
+            if shots[t] == shots[t - 1] and not _alike(look, reference):
+                found, look = FrameDetections(None, found.people, None), None
         if found.person is not None:
             box, lost = found.person.box, 0
         else:
@@ -261,6 +264,10 @@ def _soft_histogram(values: np.ndarray, bins: int = 8) -> np.ndarray:
     part = values - low
     counts = np.bincount(low, 1 - part, minlength=bins) + np.bincount(low + 1, part, minlength=bins)
     return counts / len(values)
+
+
+def _alike(look: np.ndarray | None, reference: list[np.ndarray]) -> bool:
+    return look is not None and _distance(look, reference) <= _SAME_PERSON
 
 
 def _distance(look: np.ndarray, reference: list[np.ndarray]) -> float:
