@@ -1,10 +1,11 @@
-"""The learning-free avatar on real pictures: its own view against the matted photo, and other views for holes.
+"""The learning-free avatar on real pictures: its own view against the matted photo, and other views for
+holes.
 
     python benchmarks/baseline_portraits.py [--portraits DIR] [--out DIR] [--only NAME ...] [--profile]
 
-Own view: full frame on white against ``alpha * photo + (1 - alpha) * white`` at 512, inside the photo; the matte is
-the reconstruction's own, there is no other truth. Other views have no truth at all: "holes" is the share of the
-silhouette's 13 px closing that is not covered, and the sheets in --out must be looked at.
+Own view: full frame on white against ``alpha * photo + (1 - alpha) * white`` at 512, inside the photo; the
+matte is the reconstruction's own, there is no other truth. Other views have no truth at all: "holes" is the
+share of the silhouette's 13 px closing that is not covered, and the sheets in --out must be looked at.
 """
 
 from __future__ import annotations
@@ -36,8 +37,14 @@ from guava.tracking import TrackedSequence
 SIZE = 512
 EXPRESSIONS = {
     "jaw": {"jawOpen": 0.6},
-    "smile": {"mouthSmileLeft": 0.8, "mouthSmileRight": 0.8, "mouthUpperUpLeft": 0.5, "mouthUpperUpRight": 0.5,
-              "mouthLowerDownLeft": 0.5, "mouthLowerDownRight": 0.5},
+    "smile": {
+        "mouthSmileLeft": 0.8,
+        "mouthSmileRight": 0.8,
+        "mouthUpperUpLeft": 0.5,
+        "mouthUpperUpRight": 0.5,
+        "mouthLowerDownLeft": 0.5,
+        "mouthLowerDownRight": 0.5,
+    },
     "blink": {"eyeBlinkLeft": 1.0, "eyeBlinkRight": 1.0},
 }
 
@@ -63,7 +70,12 @@ def draw(avatar: Avatar, template: Template, pose: Pose, camera: Camera) -> tupl
     """The avatar on white, (H, W, 3), and its alpha, (H, W)."""
     posed = pose_gaussians(avatar.gaussians, pose_template(template, avatar.identity, pose), template.faces)
     out = splat(
-        posed.means, posed.quaternions, posed.scales, posed.opacities, posed.features, camera,
+        posed.means,
+        posed.quaternions,
+        posed.scales,
+        posed.opacities,
+        posed.features,
+        camera,
         background=torch.ones(3),
     )
     return out.features.clamp(0, 1).numpy(), out.alpha.numpy()
@@ -89,8 +101,10 @@ def raised(template: Template, pose: Pose) -> Pose:
     """Both arms up and the head tilted."""
     joints = pose.joints.clone()
     for name, value in {
-        "left_shoulder": (0.0, 0.0, -0.35), "left_elbow": (0.0, -0.4, 1.3),
-        "right_shoulder": (0.0, 0.0, 0.75), "right_elbow": (0.0, 0.3, 0.0),
+        "left_shoulder": (0.0, 0.0, -0.35),
+        "left_elbow": (0.0, -0.4, 1.3),
+        "right_shoulder": (0.0, 0.0, 0.75),
+        "right_elbow": (0.0, 0.3, 0.0),
     }.items():
         joints[:, template.joint(name)] = torch.tensor(value)
     return turned(template, replace(pose, joints=joints), "head", (0.0, -0.3, 0.1))
@@ -114,8 +128,13 @@ def head_camera(avatar: Avatar, template: Template, size: int = 320) -> Camera:
     """A close-up of the face, in the photo's own view."""
     camera = avatar.source.camera
     joints = pose_template(template, avatar.identity, avatar.source.pose).joints[0]
-    eyes = joints[[template.joint("left_eye_smplhf"), template.joint("right_eye_smplhf")]].mean(0, keepdim=True)
-    (x, y), depth = camera.project(eyes - torch.tensor([[0.0, 0.02, 0.0]]))[0][0].tolist(), camera.project(eyes)[1]
+    eyes = joints[[template.joint("left_eye_smplhf"), template.joint("right_eye_smplhf")]].mean(
+        0, keepdim=True
+    )
+    (x, y), depth = (
+        camera.project(eyes - torch.tensor([[0.0, 0.02, 0.0]]))[0][0].tolist(),
+        camera.project(eyes)[1],
+    )
     zoom = size / (2 * 0.17 * float(camera.intrinsics[0, 0]) / float(depth))
     matrix = torch.tensor([[zoom, 0, size / 2 - zoom * x], [0, zoom, size / 2 - zoom * y], [0, 0, 1]])
     return camera.through(matrix, size, size)
@@ -125,7 +144,10 @@ def source_in(avatar: Avatar, photo: Photo, camera: Camera) -> np.ndarray:
     """The photo as the given camera of the same view frames it, (H, W, 3) in [0, 1]."""
     change = camera.intrinsics.double() @ torch.linalg.inv(avatar.source.camera.intrinsics.double())
     matrix = (change @ avatar.source.crop_from_image.double()).numpy()
-    return warp_affine(photo.pixels, matrix, (camera.width, camera.height), border=255.0).astype(np.float32) / 255
+    return (
+        warp_affine(photo.pixels, matrix, (camera.width, camera.height), border=255.0).astype(np.float32)
+        / 255
+    )
 
 
 def evaluate(
@@ -138,7 +160,9 @@ def evaluate(
     tables = surface_tables(template, config.texture_size)
     camera = avatar.source.camera.resized(config.work_size, config.work_size)
     posed = pose_template(template, avatar.identity, avatar.source.pose)
-    picture = matte_person(photo, tracked, see(to_camera(posed.vertices[0], camera), tables, camera), tables, config)
+    picture = matte_person(
+        photo, tracked, see(to_camera(posed.vertices[0], camera), tables, camera), tables, config
+    )
     alpha = resize_area(picture.alpha, (SIZE, SIZE))
     inside = resize_area(picture.inside.astype(np.float32), (SIZE, SIZE)) > 0.5
     target = alpha[..., None] * resize_area(picture.image, (SIZE, SIZE)) + (1 - alpha[..., None])
@@ -161,8 +185,12 @@ def evaluate(
             expression[:, template.unit(unit)] = value
         faces.append(draw(avatar, template, replace(avatar.source.pose, expression=expression), close)[0])
     row = Row(
-        10 * math.log10(1 / error), float((person & shown).sum() / (person | shown).sum()),
-        float(100 * (person & ~shown).sum() / person.sum()), figures, len(avatar.gaussians), stages.seconds,
+        10 * math.log10(1 / error),
+        float((person & shown).sum() / (person | shown).sum()),
+        float(100 * (person & ~shown).sum() / person.sum()),
+        figures,
+        len(avatar.gaussians),
+        stages.seconds,
     )
     return row, np.hstack(tiles), np.hstack(faces)
 
@@ -181,21 +209,28 @@ def print_summary(rows: dict[str, Row], profile: bool) -> None:
     """Means, minima and stage times."""
     values = list(rows.values())
     mean = Row(
-        np.mean([r.psnr for r in values]), np.mean([r.iou for r in values]), np.mean([r.uncovered for r in values]),
+        np.mean([r.psnr for r in values]),
+        np.mean([r.iou for r in values]),
+        np.mean([r.uncovered for r in values]),
         {n: np.mean([r.holes[n] for r in values]) for n in values[0].holes},
-        int(np.mean([r.gaussians for r in values])), {"all": np.median([sum(r.seconds.values()) for r in values])},
+        int(np.mean([r.gaussians for r in values])),
+        {"all": np.median([sum(r.seconds.values()) for r in values])},
     )
     print_row("MEAN", mean)
     worst = min(rows, key=lambda n: rows[n].psnr)
-    print(f"{len(rows)} portraits; least PSNR {rows[worst].psnr:.2f} ({worst}), "
-          f"least IoU {min(r.iou for r in values):.4f}, most uncovered {max(r.uncovered for r in values):.2f} %")
+    print(
+        f"{len(rows)} portraits; least PSNR {rows[worst].psnr:.2f} ({worst}), "
+        f"least IoU {min(r.iou for r in values):.4f}, most uncovered {max(r.uncovered for r in values):.2f} %"
+    )
     if profile:
         for stage in STAGES:
             print(f"{stage:<14}{np.median([r.seconds[stage] for r in values]):7.2f} s median")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--portraits", type=Path, default=shared_folder() / "portraits")
     parser.add_argument("--out", type=Path, help="folder for contact sheets")
     parser.add_argument("--only", nargs="*", help="file names without extension")
@@ -209,7 +244,8 @@ def main() -> None:
     if not files:
         sys.exit(f"No portraits in '{options.portraits}'; set GUAVA_SHARED.")
     template, rows, failed = load_template(), {}, {}
-    print("portrait         PSNR     IoU  unc.%   holes %: own    +30    -30     55   head   arms Gaussians  seconds")
+    head = "portrait         PSNR     IoU  unc.%   holes %: own    +30    -30     55   head   arms"
+    print(head + "   number  seconds")
     for file in files:
         photo = load_photo(file)
         try:

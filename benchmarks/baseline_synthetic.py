@@ -2,9 +2,9 @@
 
     python benchmarks/baseline_synthetic.py [--people 6] [--out DIR]
 
-The "photo" is a 1024 px render of a person in loose clothes and with hair, before a background; pose, shape, camera
-and mask are the true ones. Compared are renders at other yaws: PSNR over the union of both silhouettes, and the
-silhouettes' IoU, for the whole avatar and for the bare textured mesh.
+The "photo" is a 1024 px render of a person in loose clothes and with hair, before a background; pose, shape,
+camera and mask are the true ones. Compared are renders at other yaws: PSNR over the union of both
+silhouettes, and the silhouettes' IoU, for the whole avatar and for the bare textured mesh.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ VARIANTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--people", type=int, default=6)
     parser.add_argument("--first-seed", type=int, default=900_000)
     parser.add_argument("--out", type=Path, help="folder for sheets")
@@ -74,8 +76,15 @@ def main() -> None:
             )
             row, tiles = [], []
             for c, truth in zip(cameras, truths, strict=True):
-                out = splat(posed.means, posed.quaternions, posed.scales, posed.opacities, posed.features, c,
-                            background=torch.ones(3))
+                out = splat(
+                    posed.means,
+                    posed.quaternions,
+                    posed.scales,
+                    posed.opacities,
+                    posed.features,
+                    c,
+                    background=torch.ones(3),
+                )
                 color, alpha = out.features.clamp(0, 1).numpy(), out.alpha.numpy()
                 ours, theirs = alpha > 0.5, truth.alpha > 0.5
                 union = ours | theirs
@@ -91,7 +100,9 @@ def main() -> None:
     print(f"mean of {options.people}: PSNR over the union / IoU at " + ", ".join(f"{y:+d}" for y in YAWS))
     for name, rows in figures.items():
         mean = np.mean(rows, 0)
-        print(f"{name:<12}" + "  ".join(f"{mean[2 * i]:6.2f} / {mean[2 * i + 1]:.3f}" for i in range(len(YAWS))))
+        print(
+            f"{name:<12}" + "  ".join(f"{mean[2 * i]:6.2f} / {mean[2 * i + 1]:.3f}" for i in range(len(YAWS)))
+        )
 
 
 if __name__ == "__main__":

@@ -57,7 +57,10 @@ def scene(template):
     identity = Identity.neutral(template)
     head = pose_template(template, identity, rest).joints[0, template.joint("neck")]
     pose = Pose(
-        joints, rest.expression, rest.body_expression, rest.eyelids,
+        joints,
+        rest.expression,
+        rest.body_expression,
+        rest.eyelids,
         (torch.tensor([0.0, -0.02, -10.0]) - head * torch.tensor([1.0, 1.0, 0.0]))[None],
     )
     camera = Camera.frontal(SIZE)
@@ -69,7 +72,7 @@ def render(template, scene):
     """A simply coloured render as photo, 2 SIZE pixels a side, on grey; and its coverage at SIZE."""
     identity, pose, camera, posed = scene
     rest = pose_template(template, identity, Pose.rest(template)).vertices[0]
-    colors = (0.5 + 0.35 * torch.sin(rest * torch.tensor([9.0, 7.0, 5.0]) + torch.tensor([0.0, 1.0, 2.0])))
+    colors = 0.5 + 0.35 * torch.sin(rest * torch.tensor([9.0, 7.0, 5.0]) + torch.tensor([0.0, 1.0, 2.0]))
     large = camera.resized(2 * SIZE, 2 * SIZE)
     image = shade_mesh(posed.vertices[0], template.faces, large, vertex_colors=colors, ambient=1.0)
     pixels = image[..., :3] * image[..., 3:] + 0.45 * (1 - image[..., 3:])
@@ -92,7 +95,12 @@ def avatar(template, render, tracked):
 def _draw(avatar, template, pose, camera):
     posed = pose_gaussians(avatar.gaussians, pose_template(template, avatar.identity, pose), template.faces)
     return splat(
-        posed.means, posed.quaternions, posed.scales, posed.opacities, posed.features, camera,
+        posed.means,
+        posed.quaternions,
+        posed.scales,
+        posed.opacities,
+        posed.features,
+        camera,
         background=torch.ones(3),
     )
 
@@ -177,7 +185,9 @@ def test_displacement_finds_a_known_bulge(template, tables, scene):
     truth = np.where(torso & (tables.vertex_limit > 0.05), 0.03, 0.0)
     target = see(vertices + truth[:, None] * directions, tables, camera)
     alpha, inside = target.covered.astype(np.float32), np.ones((SIZE, SIZE), bool)
-    offsets = displace(vertices, directions, alpha, inside, camera, tables, DisplacementConfig(rim_allowance=0.0))
+    offsets = displace(
+        vertices, directions, alpha, inside, camera, tables, DisplacementConfig(rim_allowance=0.0)
+    )
     found = see(vertices + offsets[:, None] * directions, tables, camera)
 
     def overlap(surface):

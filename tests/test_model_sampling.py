@@ -31,7 +31,9 @@ def test_projection_sampling_at_a_known_point():
     features = torch.zeros(1, 2, 16, 16)
     features[0, 0, 5, 11], features[0, 1, 5, 12] = 3.0, 7.0
     # Pixel centre (11.5, 5.5) at depth 2, and half way to its right neighbour.
-    points = torch.tensor([[[(11.5 - 8) / 20 * 2, (5.5 - 8) / 20 * 2, 2.0], [(12.0 - 8) / 20 * 2, -0.25, 2.0]]])
+    points = torch.tensor(
+        [[[(11.5 - 8) / 20 * 2, (5.5 - 8) / 20 * 2, 2.0], [(12.0 - 8) / 20 * 2, -0.25, 2.0]]]
+    )
     sampled = sample_projected(features, points, _camera())
     assert torch.allclose(sampled[0], torch.tensor([[3.0, 0.0], [1.5, 3.5]]), atol=1e-5)
 
@@ -40,7 +42,9 @@ def test_projection_sampling_at_a_known_point():
 def test_projection_sampling_against_loops(feature_size):
     generator = torch.Generator().manual_seed(1)
     features = torch.rand(2, 3, feature_size, feature_size, generator=generator)
-    points = torch.rand(2, 40, 3, generator=generator) * torch.tensor([2.0, 2.0, 1.0]) + torch.tensor([-1.0, -1.0, 1.5])
+    points = torch.rand(2, 40, 3, generator=generator) * torch.tensor([2.0, 2.0, 1.0]) + torch.tensor(
+        [-1.0, -1.0, 1.5]
+    )
     camera = _camera()
     sampled = sample_projected(features, points, camera).numpy()
     scale = feature_size / 16
@@ -60,6 +64,7 @@ def test_projection_sampling_is_differentiable_in_the_features():
 
 def _two_sheets():
     """A small square in front of a large one; the large one's middle is hidden."""
+
     def square(half, z):
         return [[-half, -half, z], [half, -half, z], [half, half, z], [-half, half, z]]
 
@@ -90,11 +95,15 @@ def test_visibility_against_ray_casting():
     camera = _camera(64, 60.0)
     fragments = rasterize_mesh(vertices, faces, camera)
     generator = np.random.default_rng(0)
-    points = np.concatenate([
-        np.c_[generator.uniform(-0.19, 0.19, (50, 2)), np.full(50, 1.5)],
-        np.c_[generator.uniform(-0.6, 0.6, (200, 2)), np.full(200, 2.0)],
-    ])
-    visible = visible_points(torch.tensor(points, dtype=torch.float32), camera, fragments, tolerance=0.01).numpy()
+    points = np.concatenate(
+        [
+            np.c_[generator.uniform(-0.19, 0.19, (50, 2)), np.full(50, 1.5)],
+            np.c_[generator.uniform(-0.6, 0.6, (200, 2)), np.full(200, 2.0)],
+        ]
+    )
+    visible = visible_points(
+        torch.tensor(points, dtype=torch.float32), camera, fragments, tolerance=0.01
+    ).numpy()
     corners = vertices.numpy()[faces.numpy()]
     margin = 2.0 / 60  # one pixel at the far sheet: the z-buffer samples pixel centres
     checked = 0
@@ -136,7 +145,9 @@ def test_inverse_mapping_fills_each_texel_from_its_own_projection():
 
 def test_inverse_mapping_is_zero_outside_the_picture():
     vertices, faces = _two_sheets()
-    texels = MeshFragments(torch.tensor([[0]], dtype=torch.int32), torch.tensor([[[1.0, 0, 0]]]), torch.ones(1, 1))
+    texels = MeshFragments(
+        torch.tensor([[0]], dtype=torch.int32), torch.tensor([[[1.0, 0, 0]]]), torch.ones(1, 1)
+    )
     far = vertices + torch.tensor([5.0, 0, 0])
     out, _ = inverse_texture_map(torch.ones(1, 1, 8, 8), far[None], faces, texels, _camera(8))
     assert out.abs().max() == 0

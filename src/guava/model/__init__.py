@@ -54,7 +54,12 @@ def reconstruct(
     if model not in GENERATORS:
         raise InputError(f"There is no model '{model}'.", f"Choose one of: {', '.join(sorted(GENERATORS))}")
     return GENERATORS[model](
-        photo, tracked, template=template or load_template(), config=config, frame=frame, progress=progress,
+        photo,
+        tracked,
+        template=template or load_template(),
+        config=config,
+        frame=frame,
+        progress=progress,
         stages=stages,
     )
 

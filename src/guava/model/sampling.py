@@ -1,7 +1,8 @@
 """From the photo to the surface: projection sampling (Eq. 2) and inverse texture mapping (Eq. 6, B.4).
 
-Plain functions on torch tensors, differentiable in the features (and, for projection sampling, in the points).
-Feature maps are (B, C, H, W) with pixel centres at half-integers, and the camera's ``width`` x ``height`` is the
+Plain functions on torch tensors, differentiable in the features (and, for projection sampling, in the
+points). Feature maps are (B, C, H, W) with pixel centres at half-integers, and the camera's ``width`` x
+``height`` is the
 picture that the map covers: a map of another resolution of the same view is sampled at the same place.
 """
 
@@ -14,12 +15,15 @@ from guava.camera import Camera
 from guava.rendering import MeshFragments
 
 
-def sample_features(features: Tensor, pixels: Tensor, width: int, height: int, *, padding: str = "border") -> Tensor:
+def sample_features(
+    features: Tensor, pixels: Tensor, width: int, height: int, *, padding: str = "border"
+) -> Tensor:
     """Bilinear samples of a feature map at pixel positions.
 
     Args:
         features: (B, C, Hf, Wf).
-        pixels: (B, N, 2) x right, y down, in a picture of ``width`` x ``height``; (0, 0) is the picture's corner.
+        pixels: (B, N, 2) x right, y down, in a picture of ``width`` x ``height``; (0, 0) is the picture's
+            corner.
         width, height: The picture's size.
         padding: Outside the picture: "border" repeats its edge, "zeros" fades to 0.
 
@@ -78,8 +82,8 @@ def visible_points(points: Tensor, camera: Camera, fragments: MeshFragments, *, 
 
 
 def surface_points(vertices: Tensor, faces: Tensor, face_ids: Tensor, barycentrics: Tensor) -> Tensor:
-    """Points (*B, ..., 3) on triangles: per-vertex values (*B, V, 3), faces (F, 3), face indices (...) >= 0 and
-    barycentrics (..., 3)."""
+    """Points (*B, ..., 3) on triangles: per-vertex values (*B, V, 3), faces (F, 3), face indices (...) >= 0
+    and barycentrics (..., 3)."""
     corners = vertices[..., faces.long()[face_ids.long()], :]
     return (corners * barycentrics[..., None].to(vertices.dtype)).sum(-2)
 
@@ -93,7 +97,8 @@ def inverse_texture_map(
     *,
     visible: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Inverse texture mapping (Sec. 3.2, B.4): every texel takes the picture's feature at its own projection, Eq. 6.
+    """Inverse texture mapping (Sec. 3.2, B.4): every texel takes the picture's feature at its own projection,
+    Eq. 6.
 
     Args:
         features: (B, C, Hf, Wf), zero outside the picture.
@@ -104,8 +109,8 @@ def inverse_texture_map(
         visible: (B, F) bool, faces to keep (:func:`visible_faces`); None keeps all.
 
     Returns:
-        F_uv (B, C, Ht, Wt) with 0 at empty and invisible texels, and the mask (B, Ht, Wt) of the texels that were
-        filled.
+        F_uv (B, C, Ht, Wt) with 0 at empty and invisible texels, and the mask (B, Ht, Wt) of the texels that
+        were filled.
     """
     height, width = texels.face_ids.shape
     valid = texels.mask

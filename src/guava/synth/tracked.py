@@ -1,4 +1,5 @@
-"""A render's truth in the form that tracking gives, so that reconstruction can be measured apart from tracking."""
+"""A render's truth in the form that tracking gives, so that reconstruction can be measured apart from
+tracking."""
 
 from __future__ import annotations
 

@@ -4,6 +4,11 @@ from guava.model.baseline.assemble import STAGES, BaselineConfig, matte_person, 
 from guava.model.baseline.displacement import DisplacementConfig
 from guava.model.baseline.shell import ShellConfig
 
-__all__ = ["STAGES", "BaselineConfig", "DisplacementConfig", "ShellConfig", "matte_person",
+__all__ = [
+    "STAGES",
+    "BaselineConfig",
+    "DisplacementConfig",
+    "ShellConfig",
+    "matte_person",
     "reconstruct_baseline",
 ]

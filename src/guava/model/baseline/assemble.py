@@ -171,8 +171,13 @@ def reconstruct_baseline(
             notes=(*photo.notes, *tracked.quality.notes),
         )
         source = SourceView(
-            pose, source_camera, tracked.crop_from_image[frame], photo.width, photo.height,
-            photo.sha256 or tracked.media.sha256, photo.name or tracked.media.name,
+            pose,
+            source_camera,
+            tracked.crop_from_image[frame],
+            photo.width,
+            photo.height,
+            photo.sha256 or tracked.media.sha256,
+            photo.name or tracked.media.name,
             hands_seen=tuple(
                 f"{side}_hand" in tracked.keypoints
                 and bool((tracked.keypoints[f"{side}_hand"].confidence[frame] > 0).any())
@@ -200,11 +205,20 @@ def matte_person(
     size = config.work_size
     zoom = size / tracked.camera.width
     probability = torch.nn.functional.interpolate(
-        tracked.masks[frame].float()[None, None] / 255, size=(size, size), mode="bilinear", align_corners=False
+        tracked.masks[frame].float()[None, None] / 255,
+        size=(size, size),
+        mode="bilinear",
+        align_corners=False,
     )[0, 0].numpy()
     crop_from_image = np.diag([zoom, zoom, 1.0]) @ tracked.crop_from_image[frame].double().numpy()
     return cut_out(
-        photo.pixels, crop_from_image, size, config.color_size, probability, bare.covered, head_window(bare, tables),
+        photo.pixels,
+        crop_from_image,
+        size,
+        config.color_size,
+        probability,
+        bare.covered,
+        head_window(bare, tables),
         photo.alpha,
     )
 
@@ -233,8 +247,8 @@ def uv_gaussians(
 ) -> Gaussians:
     """One disc a texel, rigged to its triangle (Eq. 3).
 
-    The discs are laid on the displaced surface in the photo's pose, where it was solved, so that the photo's own
-    view is exact, and carried to the rest pose by the rig.
+    The discs are laid on the displaced surface in the photo's pose, where it was solved, so that the photo's
+    own view is exact, and carried to the rest pose by the rig.
 
     Args:
         displaced: (V, 3) displaced vertices, camera coordinates.
@@ -254,8 +268,8 @@ def uv_gaussians(
     parts = [(open_skin, tables.texel_barycentrics[open_skin], size[open_skin], posed, world)]
     lids = np.nonzero(kept & lid)[0]
     if len(lids):
-        # Shut lids are stretched several times: finer discs, sized for shut eyes, cover them without covering open
-        # eyes.
+        # Shut lids are stretched several times: finer discs, sized for shut eyes, cover them without covering
+        # open eyes.
         index = np.repeat(lids, LID_SPLIT**2)
         _, barycentrics = split_samples(
             tables.texel_face[lids], tables.texel_barycentrics[lids], LID_SPLIT, tables.texel_jacobian
@@ -269,23 +283,29 @@ def uv_gaussians(
     for index, barycentrics, disc_size, shape, shape_surface in parts:
         face_ids = tables.texel_face[index]
         ids, weights = torch.from_numpy(face_ids), torch.from_numpy(barycentrics).float()
-        # The arm from the undisplaced surface, taken between differences: world coordinates are ten metres off.
+        # The arm from the undisplaced surface, taken between differences: world coordinates are ten metres
+        # off.
         arm = world[tables.faces[face_ids]] - vertices.double().numpy()[tables.faces[face_ids]]
         arm = torch.from_numpy(np.einsum("nk,nkc->nc", barycentrics, arm)).float()
         sigma = frames.sigma[ids].clamp(min=1e-9)[:, None]
         local = (arm[:, None] @ frames.rotation[ids])[:, 0] / sigma
         shape_frames = frames if shape is posed else triangle_frames(shape.vertices[0], faces)
         turn, scale = _discs_in_frames(shape_surface, shape_frames, tables, face_ids, disc_size, config)
-        out.append(rig_to_triangles(
-            rest.vertices[0], faces, ids, weights,
-            local_offset=local,
-            rotations=turn,
-            scales=scale,
-            opacities=torch.full((len(ids),), config.opacity),
-            features=torch.from_numpy(colors.colors[index]).float(),
-            layer=Layer.UV,
-            observed=torch.from_numpy(colors.observed[index]),
-        ))
+        out.append(
+            rig_to_triangles(
+                rest.vertices[0],
+                faces,
+                ids,
+                weights,
+                local_offset=local,
+                rotations=turn,
+                scales=scale,
+                opacities=torch.full((len(ids),), config.opacity),
+                features=torch.from_numpy(colors.colors[index]).float(),
+                layer=Layer.UV,
+                observed=torch.from_numpy(colors.observed[index]),
+            )
+        )
     return Gaussians.concatenate(*out)
 
 
@@ -297,14 +317,15 @@ def _discs_in_frames(
     size: np.ndarray,
     config: BaselineConfig,
 ) -> tuple[Tensor, Tensor]:
-    """Discs that tile a mesh (V, 3), as quaternions (n, 4) in and scales (n, 3) in units of the frames of all F
-    triangles."""
+    """Discs that tile a mesh (V, 3), as quaternions (n, 4) in and scales (n, 3) in units of the frames of all
+    F triangles."""
     # All texels of a triangle make the same steps.
     steps = tables.texel_jacobian @ vertices[tables.faces]
     ids = torch.from_numpy(face_ids)
     rotation, unit = discs(steps, 1.0, np.inf)
     turn = quaternion_multiply(
-        _conjugate(matrix_to_quaternion(frames.rotation)), matrix_to_quaternion(torch.from_numpy(rotation).float())
+        _conjugate(matrix_to_quaternion(frames.rotation)),
+        matrix_to_quaternion(torch.from_numpy(rotation).float()),
     )
     extent = np.clip(unit[face_ids, :2] * size[:, None], config.min_disc, config.max_disc)
     scale = np.concatenate([extent, np.full((len(extent), 1), THICKNESS)], 1)
@@ -312,16 +333,21 @@ def _discs_in_frames(
 
 
 def shell_gaussians(shell: Shell, posed: EHMOutput, camera: Camera, config: BaselineConfig) -> Gaussians:
-    """The shell's discs with skinning weights of their own, carried to the rest pose by undoing their skinning."""
+    """The shell's discs with skinning weights of their own, carried to the rest pose by undoing their
+    skinning."""
     rotation_w2c = camera.world_to_camera[:3, :3].double().numpy()
     points = torch.from_numpy(to_world(shell.points, camera))
     rotation, scale = discs(shell.tangents @ rotation_w2c, config.shell_settings.disc_size, config.max_disc)
     weights = torch.from_numpy(shell.weights)
     # The record keeps the largest few weights; undo exactly what posing will do with those.
     bound = bind_to_skin(
-        points.float(), weights.float(), rotations=matrix_to_quaternion(torch.from_numpy(rotation)).float(),
-        scales=torch.from_numpy(scale).float(), opacities=torch.from_numpy(shell.opacities).float(),
-        features=torch.from_numpy(shell.colors).float(), layer=Layer.SHELL,
+        points.float(),
+        weights.float(),
+        rotations=matrix_to_quaternion(torch.from_numpy(rotation)).float(),
+        scales=torch.from_numpy(scale).float(),
+        opacities=torch.from_numpy(shell.opacities).float(),
+        features=torch.from_numpy(shell.colors).float(),
+        layer=Layer.SHELL,
         observed=torch.from_numpy(shell.observed),
     )
     transforms = posed.joint_transforms[0].double()[bound.skin_indices.long()]

@@ -1,4 +1,5 @@
-"""Linear silhouette displacement: the surface pushed along its normals until its outline meets the matte's."""
+"""Linear silhouette displacement: the surface pushed along its normals until its outline meets the
+matte's."""
 
 from __future__ import annotations
 
@@ -57,11 +58,15 @@ def displace(
     limit = tables.vertex_limit
     decay = tables.vertex_area / config.decay_length**2
     # Parts with millimetre limits barely move; the neck moves little, or it would swallow the jaw.
-    stiff = np.where(limit <= 0.005, 50.0, 0.0) + np.where((limit > 0.005) & (limit < 0.03), tables.vertex_area * 4e3, 0)
+    stiff = np.where(limit <= 0.005, 50.0, 0.0) + np.where(
+        (limit > 0.005) & (limit < 0.03), tables.vertex_area * 4e3, 0
+    )
     offsets = np.zeros(len(vertices))
     for _ in range(config.rounds):
         surface = see(vertices + offsets[:, None] * directions, tables, camera)
-        vertex, step, per_pixel = rim_targets(surface, directions, alpha, inside, tables, config.rim_allowance)
+        vertex, step, per_pixel = rim_targets(
+            surface, directions, alpha, inside, tables, config.rim_allowance
+        )
         floor = -np.minimum(config.inward_limit, limit[vertex])
         target = np.clip(offsets[vertex] + step * per_pixel, floor, limit[vertex])
         count = len(vertices)
@@ -83,8 +88,8 @@ def rim_targets(
     """What the outline of the surface lacks to the outline of the person.
 
     Returns:
-        Nearest vertex of every outline pixel (n,), pixels to go outwards (n,), and metres of normal offset per
-        pixel (n,).
+        Nearest vertex of every outline pixel (n,), pixels to go outwards (n,), and metres of normal offset
+        per pixel (n,).
     """
     size = alpha.shape[0]
     unit = size / 512

@@ -27,13 +27,17 @@ IRIS_RADIUS = 0.0062
 """Metres from the eyeball's axis; people differ little."""
 
 _TOOTH, _TONGUE, _CAVITY, _SCLERA = (
-    np.float32([0.88, 0.85, 0.79]), np.float32([0.66, 0.36, 0.35]), np.float32([0.20, 0.07, 0.07]),
+    np.float32([0.88, 0.85, 0.79]),
+    np.float32([0.66, 0.36, 0.35]),
+    np.float32([0.20, 0.07, 0.07]),
     np.float32([0.90, 0.88, 0.86]),
 )
 """Colours under full light."""
 
 
-def finish_face(texture: Texture, projection: Projection, surface: PosedSurface, tables: SurfaceTables) -> Texture:
+def finish_face(
+    texture: Texture, projection: Projection, surface: PosedSurface, tables: SurfaceTables
+) -> Texture:
     """Colour eyeballs, lids, teeth, tongue and cavity.
 
     Args:
@@ -50,18 +54,34 @@ def finish_face(texture: Texture, projection: Projection, surface: PosedSurface,
     for name in EYEBALLS:
         _eyeball(name, colors, observed, projection, surface, tables, light)
     _lids(colors, observed, tables)
-    depth = _mouth_depth(tables)
-    teeth = tables.texels_of(*TEETH)
-    shade = np.clip(1 - 22 * depth, 0.25, 1)[:, None].astype(np.float32)
-    colors[teeth] = (_TOOTH * light * shade)[teeth]
-    tongue = tables.texels_of("tongue")
-    colors[tongue] = (_TONGUE * light * shade)[tongue]
-    inside = tables.texels_of("mouth_cavity")
-    colors[inside] = _CAVITY * light
+    _mouth(colors, observed, projection, tables, light)
     sockets = tables.texels_of("eye_sockets")
-    colors[sockets] = _CAVITY * light
-    observed[teeth | tongue | inside | sockets] = False
+    colors[sockets], observed[sockets] = _CAVITY * light, False
     return Texture(np.clip(colors, 0, 1), observed, texture.in_picture)
+
+
+def _mouth(
+    colors: np.ndarray, observed: np.ndarray, projection: Projection, tables: SurfaceTables, light: np.ndarray
+) -> None:
+    """Teeth, tongue and cavity: the photo's colours where the lips are open, else made up and darker
+    inwards."""
+    shade = np.clip(1 - 22 * _mouth_depth(tables), 0.25, 1)[:, None].astype(np.float32)
+    for names, color, fade in (
+        (TEETH, _TOOTH * light, shade),
+        (("tongue",), _TONGUE * light, shade),
+        (("mouth_cavity",), _CAVITY * light, 1),
+    ):
+        mine = tables.texels_of(*names)
+        seen = mine & projection.visible
+        if names == TEETH and seen.sum() > 30:
+            sampled = projection.colors[seen]
+            bright = sampled[sampled.mean(1) >= np.quantile(sampled.mean(1), 0.5)].mean(0)
+            # Only what looks like teeth says what teeth look like.
+            if bright.max() - bright.min() < 0.3 * bright.max():
+                color = bright
+        colors[mine] = (color * np.broadcast_to(fade, (len(colors), 1)))[mine]
+        colors[seen] = projection.colors[seen]
+        observed[mine] = seen[mine]
 
 
 def _brightness(colors: np.ndarray, observed: np.ndarray, tables: SurfaceTables) -> np.ndarray:
@@ -117,7 +137,9 @@ def _eyeball(
         sampled = projection.colors[mine][visible_white]
         bright = sampled[sampled.mean(1) >= np.quantile(sampled.mean(1), 0.6)].mean(0)
         # Lids cast shadow and skin bleeds in: trust the photo's white only so far.
-        white = np.clip(0.5 * bright.mean() + 0.5 * white.mean(), 0.25, 0.95) * (0.4 * bright / bright.mean() + 0.6)
+        white = np.clip(0.5 * bright.mean() + 0.5 * white.mean(), 0.25, 0.95) * (
+            0.4 * bright / bright.mean() + 0.6
+        )
     out = np.broadcast_to(white, (len(mine), 3)).copy().astype(np.float32)
     # Darker towards the back and the corners.
     out *= np.clip(1.08 - 0.25 * (angle / np.radians(75))[:, None], 0.75, 1)
@@ -164,8 +186,8 @@ _LIDS: dict[tuple[str, int], Lids] = {}
 
 
 def lid_texels(tables: SurfaceTables) -> Lids:
-    """The face's texels that cover the eyeballs when both eyes shut, found by looking at the template from the front
-    with open and with shut eyes. Made once per template."""
+    """The face's texels that cover the eyeballs when both eyes shut, found by looking at the template from
+    the front with open and with shut eyes. Made once per template."""
     key = (tables.template.hash, len(tables.texel_face))
     if key not in _LIDS:
         _LIDS.clear()

@@ -15,8 +15,16 @@ _BINS = 24
 
 def face_region(surface: PosedSurface, tables: SurfaceTables) -> np.ndarray:
     """(S, S) bool: pixels of the face's front (forehead to chin, eyes and mouth filled in)."""
-    inner = tables.faces_of("face", "left_eyeball", "right_eyeball", "lower_teeth", "upper_teeth", "tongue",
-                            "mouth_cavity", "eye_sockets")
+    inner = tables.faces_of(
+        "face",
+        "left_eyeball",
+        "right_eyeball",
+        "lower_teeth",
+        "upper_teeth",
+        "tongue",
+        "mouth_cavity",
+        "eye_sockets",
+    )
     mask = surface.covered & inner[surface.face_ids]
     return ndimage.binary_fill_holes(ndimage.binary_closing(mask, iterations=2))
 
@@ -36,10 +44,10 @@ def head_window(surface: PosedSurface, tables: SurfaceTables) -> np.ndarray:
 def hair_mask(picture: SourcePicture, surface: PosedSurface, tables: SurfaceTables) -> np.ndarray:
     """Hair pixels by closed-form propagation from seeds, with a colour prior.
 
-    Seeds: hair is above the top of the face (a band over the forehead is left open, since the face's tracked top
-    lies below the hairline); not hair is the inside of the face's outline and what is far from the head. The prior
-    compares colour histograms of the hair seeds with those of face and clothes. A head whose top has the colour of
-    its face (bald, shaven) has no hair.
+    Seeds: hair is above the top of the face (a band over the forehead is left open, since the face's tracked
+    top lies below the hairline); not hair is the inside of the face's outline and what is far from the head.
+    The prior compares colour histograms of the hair seeds with those of face and clothes. A head whose top
+    has the colour of its face (bald, shaven) has no hair.
 
     Returns:
         (S, S) bool; all False if no face is seen.
@@ -93,7 +101,9 @@ def hair_mask(picture: SourcePicture, surface: PosedSurface, tables: SurfaceTabl
     yes = seeds & (prior > 0.3)
     no = inner_face | ~near | (neck & (prior < 0.5))
     known = yes | no
-    laplacian = cf_laplacian(picture.image[window].astype(np.float64), epsilon=1e-5, is_known=known[window].ravel())
+    laplacian = cf_laplacian(
+        picture.image[window].astype(np.float64), epsilon=1e-5, is_known=known[window].ravel()
+    )
     free, fixed = np.nonzero(~known[window].ravel())[0], np.nonzero(known[window].ravel())[0]
     if len(free):
         weight = 2e-2

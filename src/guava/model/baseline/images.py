@@ -7,7 +7,8 @@ from scipy import ndimage
 
 
 def blur(image: np.ndarray, sigma: float, mask: np.ndarray | None = None) -> np.ndarray:
-    """Gaussian blur of (H, W) or (H, W, C); with a mask, the average over its pixels only (0 far from them)."""
+    """Gaussian blur of (H, W) or (H, W, C); with a mask, the average over its pixels only (0 far from
+    them)."""
     sigmas = (sigma, sigma) if image.ndim == 2 else (sigma, sigma, 0)
     if mask is None:
         return ndimage.gaussian_filter(image.astype(np.float32), sigmas, truncate=3)
@@ -36,7 +37,8 @@ def nearest(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def pull_push(image: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Fill a picture (H, W, C) where ``weight`` (H, W) in [0, 1] is 0, from ever coarser averages of the rest.
+    """Fill a picture (H, W, C) where ``weight`` (H, W) in [0, 1] is 0, from ever coarser averages of the
+    rest.
 
     H and W must be equal powers of two times a small number; sides are halved while they are even.
     """

@@ -60,8 +60,8 @@ def cut_out(
 ) -> SourcePicture:
     """Crop the photo and matte the person.
 
-    The matte is solved at the working size and carried to the photo's resolution, where the colours of mixed pixels
-    are estimated.
+    The matte is solved at the working size and carried to the photo's resolution, where the colours of mixed
+    pixels are estimated.
 
     Args:
         photo: (H, W, 3) uint8 RGB.
@@ -90,7 +90,13 @@ def cut_out(
         fine_alpha = resize_area(alpha, (fine, fine))
     fine_foreground = foreground_colors(fine_image, fine_alpha)
     return SourcePicture(
-        image, inside, alpha, resize_area(fine_foreground, (size, size)), fine_image, fine_foreground, fine_alpha
+        image,
+        inside,
+        alpha,
+        resize_area(fine_foreground, (size, size)),
+        fine_image,
+        fine_foreground,
+        fine_alpha,
     )
 
 
@@ -99,12 +105,16 @@ def _crop(photo: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
 
 
 def person_matte(
-    image: np.ndarray, inside: np.ndarray, person_probability: np.ndarray, covered: np.ndarray, hairy: np.ndarray
+    image: np.ndarray,
+    inside: np.ndarray,
+    person_probability: np.ndarray,
+    covered: np.ndarray,
+    hairy: np.ndarray,
 ) -> np.ndarray:
     """Closed-form matte (Levin et al. 2007) between what is surely person and what is surely background.
 
-    Sure person is where the eroded mesh and the eroded segmentation agree; sure background is far from both. The
-    segmentation alone misses sleeves and held hair, the mesh alone misses everything loose.
+    Sure person is where the eroded mesh and the eroded segmentation agree; sure background is far from both.
+    The segmentation alone misses sleeves and held hair, the mesh alone misses everything loose.
 
     Args:
         image: (S, S, 3) in [0, 1].
@@ -121,7 +131,9 @@ def person_matte(
     unit = image.shape[0] / 512
     segmented = person_probability > 0.5
     confident = person_probability > 0.85
-    sure = (shrink(covered, 4 * unit) & shrink(segmented, 2 * unit)) | (shrink(confident, 12 * unit) & segmented)
+    sure = (shrink(covered, 4 * unit) & shrink(segmented, 2 * unit)) | (
+        shrink(confident, 12 * unit) & segmented
+    )
     # Deep inside the mesh is person whatever the segmentation says (it may drop a whole top).
     sure |= shrink(covered & segmented, 9 * unit) | shrink(covered, 16 * unit)
     possible = grow(segmented, 14 * unit) | grow(covered, 8 * unit)
@@ -134,7 +146,9 @@ def person_matte(
         rows, columns = np.nonzero(grow(unknown, 3))
         window = (slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1))
         known = (~unknown)[window]
-        laplacian = cf_laplacian(image[window].astype(np.float64), epsilon=1e-6, radius=1, is_known=known.ravel())
+        laplacian = cf_laplacian(
+            image[window].astype(np.float64), epsilon=1e-6, radius=1, is_known=known.ravel()
+        )
         free = np.nonzero(unknown[window].ravel())[0]
         fixed = np.nonzero(known.ravel())[0]
         rows_free = laplacian[free]
@@ -172,7 +186,8 @@ def _one_person(alpha: np.ndarray, sure: np.ndarray) -> np.ndarray:
 
 
 def foreground_colors(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """The person's colours F of ``image = alpha F + (1 - alpha) B`` (Germer et al. 2020), (S, S, 3) float32."""
+    """The person's colours F of ``image = alpha F + (1 - alpha) B`` (Germer et al. 2020), (S, S, 3)
+    float32."""
     from pymatting import estimate_foreground_ml
 
     estimate = estimate_foreground_ml(image.astype(np.float64), alpha.astype(np.float64))

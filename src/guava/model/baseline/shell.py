@@ -1,9 +1,10 @@
-"""The pixel shell: Gaussians for what stands off the body (hair, loose cloth) and no displaced surface covers.
+"""The pixel shell: Gaussians for what stands off the body (hair, loose cloth) and no displaced surface
+covers.
 
-Every uncovered person pixel, every hair pixel and a ring of overlap becomes a disc at the depth of the nearest
-surface, swollen like an inflated cut-out; uncovered pixels get a second one behind. They are skinned with weights of
-their own, smoothed inside {head, neck, torso}, {left arm} and {right arm} only: blurring across limbs makes webs,
-not blurring makes tears.
+Every uncovered person pixel, every hair pixel and a ring of overlap becomes a disc at the depth of the
+nearest surface, swollen like an inflated cut-out; uncovered pixels get a second one behind. They are skinned
+with weights of their own, smoothed inside {head, neck, torso}, {left arm} and {right arm} only: blurring
+across limbs makes webs, not blurring makes tears.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ def pixel_shell(
     unit = size / 512
     joints = tables.template.body.num_joints
     covered, class_map = surface.covered, surface.class_map(tables)
-    # Only hair is fine enough to be worth half-transparent pixels; elsewhere they are background that shines through.
+    # Only hair is fine enough to be worth half-transparent pixels; elsewhere they are background that shines
+    # through.
     person = (picture.alpha > np.where(grow(hair, 6 * unit), 0.1, 0.45)) & picture.inside
     face = face_region(surface, tables)
     hair = hair & ~shrink(face, 3 * unit)
@@ -98,7 +100,9 @@ def pixel_shell(
         return _empty(joints)
 
     own = covered & ~hair
-    source_row, source_column, too_far = _bound_pixels(surface, class_map, covered, hair, own, face, config, unit)
+    source_row, source_column, too_far = _bound_pixels(
+        surface, class_map, covered, hair, own, face, config, unit
+    )
     members &= ~too_far
     # The shell knows no jaw: what hugs the face must be hair.
     members &= hair | ~skin[source_row, source_column]
@@ -112,13 +116,17 @@ def pixel_shell(
 
     base = _smooth_depth(surface, members, own, group, source_row, source_column, unit)
     thickness = _inflated(members)
-    thickness = np.minimum(np.sqrt(2 * thickness) * config.roundness * base / surface.focal, config.max_thickness)
+    thickness = np.minimum(
+        np.sqrt(2 * thickness) * config.roundness * base / surface.focal, config.max_thickness
+    )
     limit = np.where(covered & members, surface.depth, np.inf)
     front = np.minimum(base - thickness, limit - 0.002)
     smooth = _group_blur(np.where(members, front, 0), 1.5 * unit, group)
     front = np.minimum(np.where(np.abs(smooth - front) < 0.01, smooth, front), limit - 0.0015)
 
-    weights = _smooth_weights(surface, tables, members, group, source_row, source_column, config.weight_blur * unit)
+    weights = _smooth_weights(
+        surface, tables, members, group, source_row, source_column, config.weight_blur * unit
+    )
     front_points, front_steps = _lift(surface, front, members, group, rows, columns)
     lone = ~covered[rows, columns]
     back_points, back_steps = _lift(surface, base + thickness, members, group, rows, columns)
@@ -140,11 +148,20 @@ def pixel_shell(
 
 def _empty(joints: int) -> Shell:
     zero = np.zeros((0,), bool)
-    return Shell(np.zeros((0, 3)), np.zeros((0, 2, 3)), np.zeros((0, 3)), np.zeros(0), np.zeros((0, joints)), zero, zero)
+    return Shell(
+        np.zeros((0, 3)),
+        np.zeros((0, 2, 3)),
+        np.zeros((0, 3)),
+        np.zeros(0),
+        np.zeros((0, joints)),
+        zero,
+        zero,
+    )
 
 
 def _bound_pixels(surface, class_map, covered, hair, own, face, config, unit):
-    """For every pixel the covered pixel whose body part it follows, and (S, S) bool: too far from anything."""
+    """For every pixel the covered pixel whose body part it follows, and (S, S) bool: too far from
+    anything."""
     hand = covered & (class_map == HAND)
     body = covered & (class_map != HAND)
     head = covered & (class_map == HEAD)
@@ -186,7 +203,8 @@ def _window(mask: np.ndarray, margin: int) -> tuple[slice, slice]:
 
 
 def _smooth_depth(surface, members, own, group, row, column, unit) -> np.ndarray:
-    """(S, S) depth of the cut-out's middle: the surface's own where it is covered, carried outwards elsewhere."""
+    """(S, S) depth of the cut-out's middle: the surface's own where it is covered, carried outwards
+    elsewhere."""
     bound = np.where(members, surface.depth[row, column], 0)
     depth = bound
     for _ in range(2):
@@ -198,7 +216,8 @@ def _smooth_depth(surface, members, own, group, row, column, unit) -> np.ndarray
 
 
 def _inflated(mask: np.ndarray) -> np.ndarray:
-    """Solution u of ``-laplace(u) = 1`` inside the mask, 0 outside, in square pixels, by multigrid-free Jacobi-CG."""
+    """Solution u of ``-laplace(u) = 1`` inside the mask, 0 outside, in square pixels, by multigrid-free
+    Jacobi-CG."""
     rows, columns = np.nonzero(mask)
     index = np.full(mask.shape, -1)
     index[rows, columns] = np.arange(len(rows))
@@ -243,7 +262,8 @@ def _smooth_weights(surface, tables, members, group, row, column, sigma) -> np.n
 
 
 def _lift(surface, depth, members, group, rows, columns) -> tuple[np.ndarray, np.ndarray]:
-    """Points (n, 3) of the depth map and their one-pixel steps (n, 2, 3); slopes only inside one limb group."""
+    """Points (n, 3) of the depth map and their one-pixel steps (n, 2, 3); slopes only inside one limb
+    group."""
     points = surface.lift(columns, rows, depth[rows, columns])
     steps = []
     for axis in (1, 0):
@@ -259,6 +279,3 @@ def _lift(surface, depth, members, group, rows, columns) -> tuple[np.ndarray, np
         step[:, 2] = np.clip(slope[rows, columns], -0.008, 0.008)
         steps.append(step)
     return points, np.stack(steps, 1)
-
-
-

@@ -21,15 +21,25 @@ TORSO, ARM, HEAD, HAND = 0, 1, 2, 3
 """Body classes. Neck counts as head, legs as torso."""
 
 TRUNK, LEFT, RIGHT = 0, 1, 2
-"""Limb groups: nothing is blended between {head, neck, torso}, {left arm} and {right arm}, so that nothing webs."""
+"""Limb groups: nothing is blended between {head, neck, torso}, {left arm} and {right arm}, so that nothing
+webs."""
 
 EYEBALLS = ("left_eyeball", "right_eyeball")
 TEETH = ("lower_teeth", "upper_teeth")
 INNER_PARTS = (*EYEBALLS, *TEETH, "tongue", "mouth_cavity", "eye_sockets")
 """Parts that lie behind lids and lips."""
 
-_LIMITS = {"torso": 0.10, "left_arm": 0.10, "right_arm": 0.10, "legs": 0.10, "scalp": 0.08, "neck": 0.015,
-           "left_hand": 0.004, "right_hand": 0.004, "face": 0.006}
+_LIMITS = {
+    "torso": 0.10,
+    "left_arm": 0.10,
+    "right_arm": 0.10,
+    "legs": 0.10,
+    "scalp": 0.08,
+    "neck": 0.015,
+    "left_hand": 0.004,
+    "right_hand": 0.004,
+    "face": 0.006,
+}
 LOCKED = 1e-4
 """Displacement limit of what must not move: the inner parts."""
 
@@ -124,7 +134,9 @@ def _make_tables(template: Template, texture_size: int) -> SurfaceTables:
         return HAND if name.endswith("_hand") else HEAD
 
     face_class = np.array([part_class(name) for name in part_names])[face_part]
-    side = np.array([LEFT if n.startswith("left_") else RIGHT if n.startswith("right_") else TRUNK for n in part_names])
+    side = np.array(
+        [LEFT if n.startswith("left_") else RIGHT if n.startswith("right_") else TRUNK for n in part_names]
+    )
     limb = np.array([n.endswith(("_arm", "_hand")) for n in part_names])
     face_group = np.where(limb, side, TRUNK)[face_part]
 
@@ -153,7 +165,9 @@ def _make_tables(template: Template, texture_size: int) -> SurfaceTables:
                 low, high = rest[ball].min(0), rest[ball].max(0)
                 front[ball] = rest[ball, 2] > low[2] + 0.75 * (high[2] - low[2])
     index = np.nonzero(front)[0]
-    split_face, split_barycentrics = split_samples(texel_face[index], barycentrics[index], EYE_SPLIT, jacobian)
+    split_face, split_barycentrics = split_samples(
+        texel_face[index], barycentrics[index], EYE_SPLIT, jacobian
+    )
     repeat = EYE_SPLIT**2
     texel_face = np.concatenate([texel_face[~front], split_face])
     barycentrics = np.concatenate([barycentrics[~front], split_barycentrics]).astype(np.float32)
@@ -164,9 +178,24 @@ def _make_tables(template: Template, texture_size: int) -> SurfaceTables:
     rest = (neutral[faces[texel_face]] * barycentrics[..., None]).sum(1).astype(np.float32)
     _, mirror = cKDTree(rest).query(rest * np.float32([-1, 1, 1]), workers=-1)
     return SurfaceTables(
-        template, faces, face_class, face_group, vertex_limit, laplacian, area,
-        lambda values: solve((area + 1e-12) * values), texel_face, size, barycentrics,
-        rows, columns, rest, face_part[texel_face], jacobian, mirror, border,
+        template,
+        faces,
+        face_class,
+        face_group,
+        vertex_limit,
+        laplacian,
+        area,
+        lambda values: solve((area + 1e-12) * values),
+        texel_face,
+        size,
+        barycentrics,
+        rows,
+        columns,
+        rest,
+        face_part[texel_face],
+        jacobian,
+        mirror,
+        border,
     )
 
 
@@ -182,8 +211,8 @@ def split_samples(
         jacobian: (F, 2, 3), :attr:`SurfaceTables.texel_jacobian`.
 
     Returns:
-        Face (n count^2,) and barycentrics (n count^2, 3), those of one texel in a row; they may lie a little outside
-        the face.
+        Face (n count^2,) and barycentrics (n count^2, 3), those of one texel in a row; they may lie a little
+        outside the face.
     """
     offsets = (np.arange(count) + 0.5) / count - 0.5
     right, down = np.meshgrid(offsets, offsets)
@@ -205,7 +234,9 @@ def _cotangent_laplacian(vertices: np.ndarray, faces: np.ndarray) -> tuple[sp.cs
         columns += [second, first]
         weights += [cotangent, cotangent]
         np.add.at(area, corner, cross / 6)
-    matrix = sp.csr_matrix((np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))), (count, count))
+    matrix = sp.csr_matrix(
+        (np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))), (count, count)
+    )
     return (sp.diags(np.asarray(matrix.sum(1)).ravel()) - matrix).tocsr(), area
 
 
@@ -221,12 +252,14 @@ def _texel_jacobian(template: Template, size: int) -> np.ndarray:
     return np.stack([-b1 - b2, b1, b2], -1)
 
 
-# --- the surface in the photo's pose ----------------------------------------------------------------------------
+# --- the surface in the photo's pose
+# ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class PosedSurface:
-    """A mesh in the photo's pose, in camera coordinates (x right, y down, z forward), and what the photo sees of it.
+    """A mesh in the photo's pose, in camera coordinates (x right, y down, z forward), and what the photo sees
+    of it.
 
     Attributes:
         vertices: (V, 3) float64.
@@ -287,8 +320,12 @@ def see(vertices: np.ndarray, tables: SurfaceTables, camera: Camera) -> PosedSur
     viewer = Camera(torch.eye(4), camera.intrinsics, camera.width, camera.height)
     fragments: MeshFragments = rasterize_mesh(torch.from_numpy(vertices), tables.template.faces, viewer)
     return PosedSurface(
-        vertices, vertex_normals(vertices, tables.faces), camera, fragments.face_ids.numpy(),
-        fragments.barycentrics.numpy(), fragments.depth.double().numpy(),
+        vertices,
+        vertex_normals(vertices, tables.faces),
+        camera,
+        fragments.face_ids.numpy(),
+        fragments.barycentrics.numpy(),
+        fragments.depth.double().numpy(),
     )
 
 
@@ -309,7 +346,9 @@ def displacement_directions(normals: np.ndarray, tables: SurfaceTables) -> np.nd
     return smooth / np.maximum(np.linalg.norm(smooth, axis=1, keepdims=True), 1e-9)
 
 
-def texel_points(values: np.ndarray, tables: SurfaceTables, chosen: np.ndarray | slice = slice(None)) -> np.ndarray:
+def texel_points(
+    values: np.ndarray, tables: SurfaceTables, chosen: np.ndarray | slice = slice(None)
+) -> np.ndarray:
     """Per-vertex values (V, C) at the texels (N, C)."""
     corners = values[tables.faces[tables.texel_face[chosen]]]
     return np.einsum("nk,nkc->nc", tables.texel_barycentrics[chosen], corners)

@@ -1,7 +1,8 @@
-"""Colours of the surface: projection sampling and inverse texture mapping where the photo sees it, fills elsewhere.
+"""Colours of the surface: projection sampling and inverse texture mapping where the photo sees it, fills
+elsewhere.
 
-A texel is *observed* where the z-buffer says that the photo sees it, and not through a mixed, hairy or doubtful
-pixel. What is not observed is inferred, the best guess first:
+A texel is *observed* where the z-buffer says that the photo sees it, and not through a mixed, hairy or
+doubtful pixel. What is not observed is inferred, the best guess first:
 
 1. limbs: rings round the limb's axis (a sleeve's end stays a ring);
 2. face and hands: the mirrored side, with its light matched to this side's;
@@ -93,7 +94,8 @@ def project_texels(
     features = torch.from_numpy(np.ascontiguousarray(picture.fine_foreground.transpose(2, 0, 1)))[None]
     colors = sample_projected(features, world[None], viewer)[0].numpy()
     fragments = MeshFragments(
-        torch.from_numpy(fine.face_ids), torch.from_numpy(fine.barycentrics),
+        torch.from_numpy(fine.face_ids),
+        torch.from_numpy(fine.barycentrics),
         torch.from_numpy(fine.depth.astype(np.float32)),
     )
     visible = visible_points(world, viewer, fragments, tolerance=0.006).numpy()
@@ -107,13 +109,19 @@ def project_texels(
 
 
 def observed_texels(
-    picture: SourcePicture, surface: PosedSurface, tables: SurfaceTables, projection: Projection, hair: np.ndarray
+    picture: SourcePicture,
+    surface: PosedSurface,
+    tables: SurfaceTables,
+    projection: Projection,
+    hair: np.ndarray,
 ) -> np.ndarray:
     """(N,) bool: the visible texels whose pixel can be trusted."""
     unit = picture.size / 512
     rows, columns = projection.rows, projection.columns
     person = shrink((picture.alpha > 0.6) & picture.inside, 1.5 * unit)
-    depth = np.where(surface.covered, surface.depth, surface.depth[surface.covered].max() + 1).astype(np.float32)
+    depth = np.where(surface.covered, surface.depth, surface.depth[surface.covered].max() + 1).astype(
+        np.float32
+    )
     size = 2 * round(3 * unit) + 1
     cliff = ndimage.maximum_filter(depth, 3) - ndimage.minimum_filter(depth, 3) > 0.05
     behind = ndimage.maximum_filter(ndimage.minimum_filter(depth, size) < depth - 0.05, 3)
@@ -206,7 +214,8 @@ def ring_fill(rest: np.ndarray, colors: np.ndarray, known: np.ndarray) -> np.nda
         known: (n,) bool.
 
     Returns:
-        (n, 3): the median colour of every place's ring, interpolated between known rings, and blended with the
+        (n, 3): the median colour of every place's ring, interpolated between known rings, and blended with
+            the
         nearest known colours where those are near. None if too little of the arm was seen.
     """
     if known.sum() < 300:
@@ -252,7 +261,8 @@ def _from_nearest(
 def _relit_mirror(
     colors: np.ndarray, observed: np.ndarray, wanted: np.ndarray, face: np.ndarray, tables: SurfaceTables
 ) -> np.ndarray:
-    """Mirrored colours of the wanted texels; on the face, shifted by the difference in light between both sides.
+    """Mirrored colours of the wanted texels; on the face, shifted by the difference in light between both
+    sides.
 
     The difference is measured where both sides are seen, and carried from the nearest such places.
     """
@@ -293,7 +303,8 @@ def _fill_hair(
     chin, brow = face_height.min(), np.quantile(face_height, 0.75)
     away = projection.facing < 0.6
     back = (tables.texel_class == TORSO) & (projection.facing < 0.1) & (rest[:, 1] > chin - 0.2)
-    nape = neck & (projection.facing < 0.2)
+    # The throat under the chin is hidden, too, but it is not hairy.
+    nape = neck & (projection.facing < 0.2) & (rest[:, 2] < np.median(rest[neck, 2]))
     filled = ~known & skin & span[rows, columns] & inside & ((scalp & away) | nape | back)
     colors[filled] = inpainted[rows[filled], columns[filled]]
     source = filled | (known & scalp & hair[rows, columns])
@@ -309,8 +320,8 @@ def hair_behind(picture: SourcePicture, hair: np.ndarray) -> tuple[np.ndarray, n
     """What the hair looks like behind the face.
 
     Returns:
-        (S, S, 3) hair colours carried across the picture, with the fine structure of the hair beside it reflected in,
-        and (S, S) bool: between the outermost hair pixels of every row.
+        (S, S, 3) hair colours carried across the picture, with the fine structure of the hair beside it
+        reflected in, and (S, S) bool: between the outermost hair pixels of every row.
     """
     solid = shrink(hair, 1.5)
     if not solid.any():
@@ -331,7 +342,8 @@ def hair_behind(picture: SourcePicture, hair: np.ndarray) -> tuple[np.ndarray, n
 
 
 def _feather(colors: np.ndarray, observed: np.ndarray, skin: np.ndarray, tables: SurfaceTables) -> None:
-    """Let inferred colours start from the observed ones beside them and fade within a centimetre, in place."""
+    """Let inferred colours start from the observed ones beside them and fade within a centimetre, in
+    place."""
     rest = tables.texel_rest
     head = tables.texel_class == HEAD
     for members, reach in ((head & skin, 0.008), (~head & skin, 0.006)):
