@@ -267,13 +267,13 @@ def test_face_model_agrees_with_the_template(template):
 
 
 def test_long_clips_are_chunked_with_one_identity(template):
-    identity, pose = Identity.neutral(template), made_pose(template, 14)
+    identity, pose = Identity.neutral(template), made_pose(template, 9)
     found = detect(template, identity, pose)
-    config = TrackingConfig(identity_frames=4, chunk=8, overlap=4)
+    config = TrackingConfig(identity_frames=3, chunk=6, overlap=3)
     seen = []
     chunked = run(template, found, fps=25.0, config=config, progress=lambda *state: seen.append(state))
-    assert len(chunked) == 14 and chunked.identity.head_shape.shape[0] == 1
-    assert seen[-1] == ("fit", 14, 14)
+    assert len(chunked) == 9 and chunked.identity.head_shape.shape[0] == 1
+    assert seen[-1] == ("fit", 9, 9)
     whole = run(template, found, fps=25.0)
     gap = neck_aligned(template, chunked.identity, chunked.pose) - neck_aligned(
         template, whole.identity, whole.pose
@@ -306,6 +306,16 @@ def test_other_layouts_without_depth(template):
     assert float(tracked.quality.hand_error[0].max()) < 3
     with pytest.raises(InputError, match="'hands'"):
         fit_keypoints(**{**arrays, "hands": arrays["hands"][:, 0]}, fps=24.0)
+
+
+def test_a_face_that_is_none_of_the_template_is_said(template, still):
+    found = detect(template, *still[:2])
+    rng = np.random.default_rng(0)
+    face = found[0].person.face
+    spoilt = replace(face, points=face.points + rng.normal(0, 6, face.points.shape))
+    tracked = run(template, [replace(found[0], person=replace(found[0].person, face=spoilt))])
+    assert any("fits poorly" in note for note in tracked.quality.notes)
+    assert not any("fits poorly" in note for note in still[2].quality.notes)
 
 
 def test_nobody_is_a_clear_error(template):

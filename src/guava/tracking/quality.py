@@ -13,6 +13,8 @@ from guava.tracking.observations import Observations
 from guava.tracking.sequence import FitQuality
 
 _CHUNK = 64
+POOR_FACE = 2.5
+"""Face errors above this, in percent of the outer-eye distance, are worth a sentence."""
 
 
 def landmark_pixels(
@@ -59,6 +61,13 @@ def measure(
     overlap = torch.full((len(observations.valid),), torch.nan)
     if masks is not None:
         overlap = _mask_overlap(template, camera, fit, masks, observations.valid)
+    poor = int((error > POOR_FACE).sum())
+    if poor:
+        where = "" if len(error) == 1 else f" in {poor} frames"
+        notes = [
+            *notes,
+            f"The template's face fits poorly{where}: check the result (is it a human face in view?).",
+        ]
     return FitQuality(
         error.float(), hand.float(), points.float(), overlap, tuple(notes + _notes(observations))
     )
