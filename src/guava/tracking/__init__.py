@@ -2,6 +2,7 @@
 
 from guava.tracking.config import BodyFitConfig, FaceFitConfig, TrackingConfig
 from guava.tracking.file import load_tracked, save_tracked
+from guava.tracking.keypoints import fit_keypoints
 from guava.tracking.sequence import FitQuality, Keypoints, SourceMedia, TrackedSequence
 from guava.tracking.track import track_detections, track_image, track_video
 
@@ -13,6 +14,7 @@ __all__ = [
     "SourceMedia",
     "TrackedSequence",
     "TrackingConfig",
+    "fit_keypoints",
     "load_tracked",
     "save_tracked",
     "track_detections",
