@@ -1,6 +1,7 @@
 """The errors that Guava raises on purpose.
 
-Each carries a ``hint``: what the reader can do about it. The command line prints both and exits with status 2.
+Each carries a ``hint``: what the reader can do about it. The command line prints both and exits with
+status 2.
 """
 
 from __future__ import annotations

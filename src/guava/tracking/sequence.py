@@ -84,9 +84,9 @@ class TrackedSequence:
         template_hash: The template that the parameters belong to.
         expression_names: Unit names of ``pose.expression``.
         detector: Name of the detector used.
-        masks: (T, S, S) uint8 person probability x 255 in the crop (S = ``camera.width``), as the detector gave it
-            (not refined), 0 outside the image; None where the detector has no segmentation or a clip did not keep it.
-            Reconstruction needs it for the frame it reconstructs from.
+        masks: (T, S, S) uint8 person probability x 255 in the crop (S = ``camera.width``), as the detector
+            gave it (not refined), 0 outside the image; None where the detector has no segmentation or a clip
+            did not keep it. Reconstruction needs it for the frame it reconstructs from.
     """
 
     identity: Identity
