@@ -29,7 +29,7 @@ class DisplacementConfig:
     rounds: int = 4
     decay_length: float = 0.15
     rim_weight: float = 6.0
-    rim_allowance: float = 2.0
+    rim_allowance: float = 1.3
     inward_limit: float = 0.025
 
 

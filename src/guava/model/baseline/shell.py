@@ -26,6 +26,7 @@ class ShellConfig:
     """Settings of the pixel shell.
 
     Attributes:
+        least_width: Pixels of 512; narrower uncovered strips get no shell, hair apart.
         overlap: Pixels of 512 by which it reaches over the covered surface.
         max_thickness: Metres.
         roundness: Thickness of an inflated strip against its half width.
@@ -35,6 +36,7 @@ class ShellConfig:
         disc_size: Standard deviation of a disc, in its own pixels.
     """
 
+    least_width: float = 5.0
     overlap: float = 8.0
     max_thickness: float = 0.04
     roundness: float = 0.7
@@ -92,7 +94,10 @@ def pixel_shell(
     person = (picture.alpha > np.where(grow(hair, 6 * unit), 0.1, 0.45)) & picture.inside
     face = face_region(surface, tables)
     hair = hair & ~shrink(face, 3 * unit)
-    missing = ndimage.binary_opening((person & ~covered) | hair, np.ones((2, 2)))
+    # The surface's own discs are wide enough for a rim of a few pixels; a shell there shows as a dark seam from
+    # the side.
+    missing = grow(shrink(person & ~covered, config.least_width / 2 * unit), config.least_width / 2 * unit)
+    missing = (missing & person & ~covered) | ndimage.binary_opening(hair, np.ones((2, 2)))
     skin = covered & tables.faces_of("face")[surface.face_ids]
     ring = grow(missing, config.overlap * unit) & covered & person & (class_map != HAND) & ~face & ~skin
     members = missing | ring
