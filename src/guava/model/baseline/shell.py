@@ -94,8 +94,8 @@ def pixel_shell(
     person = (picture.alpha > np.where(grow(hair, 6 * unit), 0.1, 0.45)) & picture.inside
     face = face_region(surface, tables)
     hair = hair & ~shrink(face, 3 * unit)
-    # The surface's own discs are wide enough for a rim of a few pixels; a shell there shows as a dark seam from
-    # the side.
+    # The discs of the surface are wide enough for a rim of a few pixels; a shell there shows as a dark seam
+    # from the side.
     missing = grow(shrink(person & ~covered, config.least_width / 2 * unit), config.least_width / 2 * unit)
     missing = (missing & person & ~covered) | ndimage.binary_opening(hair, np.ones((2, 2)))
     skin = covered & tables.faces_of("face")[surface.face_ids]
