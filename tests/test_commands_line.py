@@ -188,7 +188,9 @@ def test_render_over_leaves_other_pixels_alone(folder, avatar, capsys):
     from guava.body import load_template
 
     alpha = (
-        Animator(avatar, load_template()).render(avatar.source.pose, photo_camera(avatar))[..., 3].numpy()
+        Animator(avatar, load_template())
+        .render(avatar.source.pose, photo_camera(avatar), 2)[..., 3]
+        .numpy()
     )
     assert drawn.shape == photo.shape
     assert (drawn[alpha == 0] == photo[alpha == 0]).all()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from samples import small_avatar
 
+from guava.avatar import Animator
 from guava.avatar.framing import framing, joint_pixels, pivot, view_from
 from guava.body import load_template
 from guava.errors import FileFormatError, TemplateMismatchError
@@ -148,6 +149,18 @@ def test_view_goes_round_the_pivot(avatar, template):
     for yaw, pitch in ((40.0, 0.0), (-170.0, 25.0)):
         after, new_depth = view_from(camera, yaw, pitch, center).project(center[None])
         assert torch.allclose(after, before, atol=1e-3) and torch.allclose(depth, new_depth, atol=1e-4)
+
+
+def test_supersampled_frames_are_averages(avatar, template):
+    """Premultiplied means of 2 x 2 finer pixels, and nothing where no finer pixel has anything."""
+    animator, camera = Animator(avatar, template), framing(avatar, template, 40)
+    fine = animator.splat(avatar.source.pose, camera.resized(80, 80))
+    drawn = animator.render(avatar.source.pose, camera, 2)
+    alpha = fine.alpha.reshape(40, 2, 40, 2).mean((1, 3))
+    color = fine.features.reshape(40, 2, 40, 2, 3).mean((1, 3))
+    assert torch.allclose(drawn[..., 3], alpha, atol=1e-6) and alpha.max() > 0.9
+    assert torch.allclose(drawn[..., :3] * drawn[..., 3:], color, atol=1e-5)
+    assert torch.equal(drawn[..., 3] == 0, (fine.alpha.reshape(40, 2, 40, 2) == 0).all(3).all(1))
 
 
 # --- keypoints ----------------------------------------------------------------------------------------------

@@ -98,3 +98,8 @@ def pivot(avatar: Avatar, template: Template) -> Tensor:
 def view_from(camera: Camera, yaw: float, pitch: float, center: Tensor) -> Camera:
     """The camera moved round ``center`` by degrees: yaw towards the picture's right, pitch upwards."""
     return camera.orbit(math.radians(yaw), math.radians(pitch), center)
+
+
+def samples(camera: Camera) -> int:
+    """Samples per pixel side for a picture of this size (see ``Animator.render``): 2 up to 1024 pixels."""
+    return 2 if max(camera.width, camera.height) <= 1024 else 1

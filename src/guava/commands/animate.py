@@ -167,7 +167,7 @@ def render_video(
 ) -> float:
     """Render and encode, frame by frame; returns frames a second."""
     from guava.avatar import Animator, over
-    from guava.avatar.framing import framing, pivot, view_from
+    from guava.avatar.framing import framing, pivot, samples, view_from
     from guava.photo import VideoWriter
 
     animator = Animator(avatar, template)
@@ -178,7 +178,11 @@ def render_video(
     with VideoWriter(output, performance.fps, (size, size)) as writer:
         with bar(range(count), desc=description, unit="frame") as frames:
             for t in frames:
-                writer.write(over(animator.render(performance.pose[t : t + 1], camera), background).numpy())
+                writer.write(
+                    over(
+                        animator.render(performance.pose[t : t + 1], camera, samples(camera)), background
+                    ).numpy()
+                )
             rate = count / max(frames.format_dict["elapsed"], 1e-9)
     warn(writer.notes)
     return rate

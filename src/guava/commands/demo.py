@@ -206,7 +206,7 @@ def contact_sheet(pixels: np.ndarray, avatar: Avatar, template: Template, cell: 
     import torch
 
     from guava.avatar import Animator, over
-    from guava.avatar.framing import framing, photo_camera, pivot, view_from
+    from guava.avatar.framing import framing, photo_camera, pivot, samples, view_from
     from guava.commands.overlay import mesh_over
 
     source = avatar.source
@@ -240,7 +240,7 @@ def contact_sheet(pixels: np.ndarray, avatar: Avatar, template: Template, cell: 
     ]
 
     def draw(pose: Pose, view) -> np.ndarray:
-        return over(animator.render(pose, view)).numpy()
+        return over(animator.render(pose, view, samples(view))).numpy()
 
     made = [label(panel(), text) for text, panel in bar(panels, desc="contact sheet", unit="panel")]
     rows = [np.concatenate(made[i : i + 5], 1) for i in range(0, len(made), 5)]

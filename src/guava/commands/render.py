@@ -108,7 +108,7 @@ def _picture(
     config: Config, avatar: Avatar, template: Template, pose: Pose, background: tuple, clear: bool
 ) -> None:
     from guava.avatar import Animator, over
-    from guava.avatar.framing import framing, pivot, view_from
+    from guava.avatar.framing import framing, pivot, samples, view_from
     from guava.photo import load_photo, save_image
 
     animator = Animator(avatar, template)
@@ -122,7 +122,7 @@ def _picture(
     camera = framing(avatar, template, config.size, poses=None if config.pose == "source" else pose)
     if config.yaw or config.pitch:
         camera = view_from(camera, config.yaw, config.pitch, pivot(avatar, template))
-    drawn = animator.render(pose, camera)
+    drawn = animator.render(pose, camera, samples(camera))
     save_image(config.output, drawn.numpy() if clear else over(drawn, background).numpy())
 
 
@@ -141,7 +141,7 @@ def draw_over(pixels: np.ndarray, animator, pose: Pose) -> np.ndarray:
     import torch
 
     from guava.avatar import over
-    from guava.avatar.framing import photo_camera
+    from guava.avatar.framing import photo_camera, samples
 
     source = animator.avatar.source
     if pixels.shape[:2] != (source.height, source.width):
@@ -150,7 +150,8 @@ def draw_over(pixels: np.ndarray, animator, pose: Pose) -> np.ndarray:
             f"{source.width}x{source.height}.",
             f"Use the photo itself ('{source.name}').",
         )
-    drawn = animator.render(pose, photo_camera(animator.avatar))
+    camera = photo_camera(animator.avatar)
+    drawn = animator.render(pose, camera, samples(camera))
     mixed = over(drawn, torch.from_numpy(pixels.astype(np.float32) / 255)).numpy()
     touched = drawn[..., 3:].numpy() > 0
     return np.where(touched, mixed, pixels)
@@ -205,7 +206,7 @@ def render_turntable(
 ) -> None:
     """A video in which the camera goes once round the person, in one pose, starting at the photo's view."""
     from guava.avatar import Animator, over
-    from guava.avatar.framing import framing, pivot, view_from
+    from guava.avatar.framing import framing, pivot, samples, view_from
     from guava.photo import VideoWriter
 
     if seconds <= 0:
@@ -216,5 +217,5 @@ def render_turntable(
     with VideoWriter(output, fps, (size, size)) as writer:
         for t in bar(range(count), desc=description, unit="frame"):
             view = view_from(camera, 360 * t / count, pitch, center)
-            writer.write(over(animator.render(pose, view), background).numpy())
+            writer.write(over(animator.render(pose, view, samples(view)), background).numpy())
     warn(writer.notes)
