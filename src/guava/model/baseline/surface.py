@@ -354,7 +354,13 @@ def texel_points(
     return np.einsum("nk,nkc->nc", tables.texel_barycentrics[chosen], corners)
 
 
+_MODELS: dict[str, EHM] = {}
+
+
 def pose_template(template: Template, identity: Identity, pose: Pose) -> EHMOutput:
-    """The EHM of Eq. 1 without gradients."""
+    """The EHM of Eq. 1 without gradients; the model is kept."""
+    if template.hash not in _MODELS:
+        _MODELS.clear()
+        _MODELS[template.hash] = EHM(template)
     with torch.no_grad():
-        return EHM(template)(identity, pose)
+        return _MODELS[template.hash](identity, pose)
