@@ -159,7 +159,8 @@ def test_it_is_deterministic(avatar, template, render, tracked):
     again = reconstruct(render[0], tracked, template=template, config=CONFIG)
     assert len(again.gaussians) == len(avatar.gaussians)
     # pymatting's solvers run in parallel, so the last bits may differ.
-    for name, tolerance in (("positions", 1e-4), ("features", 2 / 255), ("opacities", 1e-2), ("scales", 1e-4)):
+    limits = (("positions", 1e-4), ("features", 2 / 255), ("opacities", 1e-2), ("scales", 1e-4))
+    for name, tolerance in limits:
         difference = getattr(avatar.gaussians, name) - getattr(again.gaussians, name)
         assert difference.abs().max() <= tolerance, name
     assert (avatar.gaussians.observed != again.gaussians.observed).float().mean() < 1e-3
