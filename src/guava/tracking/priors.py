@@ -7,7 +7,7 @@ for the spine and head x nods, y turns, z tilts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,10 +23,17 @@ _BODY = {
     "spine3": ((0, 0, 0), (0.05, 0.05, 0.05), (-0.5,) * 3, (0.5,) * 3),
     "neck": ((0.1, 0, 0), (0.2, 0.25, 0.15), (-0.7, -0.9, -0.6), (0.8, 0.9, 0.6)),
     "head": ((0, 0, 0), (0.2, 0.25, 0.15), (-0.7, -0.9, -0.6), (0.7, 0.9, 0.6)),
-    "left_collar": ((0, 0, 0), (0.06, 0.1, 0.1), (-0.3, -0.4, -0.25), (0.3, 0.4, 0.6)),
+    "left_collar": ((0, 0, -0.18), (0.06, 0.1, 0.08), (-0.3, -0.4, -0.25), (0.3, 0.4, 0.6)),
     "left_shoulder": ((0, 0, -1.0), (0.5, 0.7, 0.7), (-1.2, -1.9, -1.6), (1.2, 1.0, 1.3)),
     "left_elbow": ((0, -0.8, 0), (0.4, 0.9, 0.15), (-1.2, -2.5, -0.3), (1.2, 0.05, 0.3)),
     "left_wrist": ((0, 0, 0), (0.5, 0.3, 0.4), (-1.2, -0.6, -1.3), (1.2, 0.6, 1.3)),
+}
+# An arm that the picture does not show hangs: measured on standing and sitting people made by guava.synth.
+_HANGING = {
+    "left_collar": ((0, 0, -0.22), (0.06, 0.06, 0.06)),
+    "left_shoulder": ((0.5, -0.1, -1.0), (0.15, 0.2, 0.15)),
+    "left_elbow": ((-0.15, -0.7, -0.05), (0.2, 0.3, 0.1)),
+    "left_wrist": ((-0.15, 0.2, -0.1), (0.2, 0.2, 0.2)),
 }
 # Fingers of the left hand: flexion turns about +-z in the template's palm-down T pose.
 _FINGER_SPREAD = (0.12, 0.15, 0.6)
@@ -56,7 +63,7 @@ class PosePrior:
     """Independent priors of n joints' axis-angle, flattened to (3 n,).
 
     Attributes:
-        mean, precision: Of the Gaussian.
+        mean, precision: Of the Gaussian; (T, 3 n) where they differ from frame to frame.
         low, high: Soft limits.
         limit_precision: Inverse squared spread beyond a limit.
     """
@@ -102,6 +109,32 @@ def pose_prior(template: Template, joints: list[int]) -> PosePrior:
         torch.tensor([row[i] for row in rows], dtype=torch.float64).reshape(-1) for i in range(4)
     )
     return PosePrior(mean, spread**-2, low, high)
+
+
+def hanging_arms(prior: PosePrior, template: Template, joints: list[int], unseen: Tensor) -> PosePrior:
+    """The prior where parts of arms are out of sight: those hang, as arms do unless they gesture.
+
+    Args:
+        prior: Of ``joints``.
+        template: For the joints' names.
+        joints: As for :func:`pose_prior`.
+        unseen: (T, 2, 2) bool: left and right; elbow and wrist. An unseen elbow leaves collar and shoulder
+            free to hang, an unseen wrist the elbow's bend and the wrist.
+    """
+    mean = prior.mean.expand(len(unseen), -1).clone()
+    precision = prior.precision.expand(len(unseen), -1).clone()
+    for n, joint in enumerate(joints):
+        side, _, part = template.body.joint_names[joint].partition("_")
+        if f"left_{part}" not in _HANGING:
+            continue
+        centre, spread = torch.tensor(_HANGING[f"left_{part}"], dtype=torch.float64)
+        if side == "right":
+            centre = centre * torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)
+        which = unseen[:, int(side == "right"), int(part in ("elbow", "wrist"))]
+        columns = slice(3 * n, 3 * n + 3)
+        mean[which, columns] = centre
+        precision[which, columns] = spread**-2
+    return replace(prior, mean=mean, precision=precision)
 
 
 def _finger(part: str, right: bool) -> tuple:

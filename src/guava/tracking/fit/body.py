@@ -31,7 +31,14 @@ from guava.tracking.fit.face import FaceFit, FaceLandmarkModel, project_with_jac
 from guava.tracking.fit.hand import HandFit, add_pose_prior, relative_rotation
 from guava.tracking.fit.offsets import body_offset, hand_offsets
 from guava.tracking.fit.solver import NormalEquations, Smoothness, huber_cost, minimise, robust_weight
-from guava.tracking.priors import FINGERS, PosePrior, body_joint_ids, finger_joint_ids, pose_prior
+from guava.tracking.priors import (
+    FINGERS,
+    PosePrior,
+    body_joint_ids,
+    finger_joint_ids,
+    hanging_arms,
+    pose_prior,
+)
 
 SIDES = ("left", "right")
 _SUB_BATCH = 24
@@ -192,7 +199,9 @@ def fit_body(
     fixed = shared_values is not None
     shared_count = 0 if fixed else model.shared
     known = shared_values.double() if fixed else torch.zeros(model.shared, dtype=torch.float64)
-    prior = pose_prior(template, moving.tolist())
+    unseen = _unseen_arms(observation)
+    prior = hanging_arms(pose_prior(template, moving.tolist()), template, moving.tolist(), unseen)
+    direction_confidence = _seen_directions(observation, unseen)
     targets = _face_targets(anchors, face, chosen)
     pixel = camera.width / 512
     columns = torch.tensor([template.joint(name) for name in observation.joints])
@@ -313,7 +322,7 @@ def fit_body(
                 unit - observation.directions[rows],
                 across @ (jacobian[:, b] - jacobian[:, a]),
                 None if by_shared is None else across @ (by_shared[:, b] - by_shared[:, a]),
-                observation.direction_confidence[rows],
+                direction_confidence[rows],
                 torch.tensor(config.direction_sigma, dtype=torch.float64),
             )
 
@@ -376,6 +385,29 @@ def fit_body(
     )
     body_points = project_with_jacobian(camera, posed.points[:, model.body])[0]
     return BodyFit(identity, pose, hand_points, body_points), result
+
+
+def _unseen_arms(observation: BodyObservation) -> Tensor:
+    """(T, 2, 2) bool: left and right; elbow and wrist out of sight."""
+    rows = []
+    for side, name in enumerate(SIDES):
+        elbow, wrist = (
+            observation.confidence[:, observation.joints.index(f"{name}_{part}")] > 0
+            for part in ("elbow", "wrist")
+        )
+        wrist = wrist | (observation.hand_confidence[:, side] > 0).any(1)
+        rows.append(torch.stack([~(elbow | wrist), ~wrist], 1))
+    return torch.stack(rows, 1)
+
+
+def _seen_directions(observation: BodyObservation, unseen: Tensor) -> Tensor:
+    """(T, D) confidence of the bone directions, 0 where the bone's far end is out of sight: a guess then."""
+    confidence = observation.direction_confidence.clone()
+    for n, (_, far) in enumerate(observation.bones):
+        side, _, part = observation.joints[far].partition("_")
+        if part in ("elbow", "wrist"):
+            confidence[unseen[:, SIDES.index(side), int(part == "wrist")], n] = 0
+    return confidence
 
 
 def _face_targets(anchors: FaceLandmarkModel, face: FaceFit, chosen: list[int]) -> Tensor:
