@@ -114,18 +114,19 @@ def bind_to_triangles(
         observed: (N,) bool or one for all.
         sigma_rule: Must be that of the avatar (``Avatar.sigma_rule``).
     """
-    frames = triangle_frames(vertices, faces[face_ids.long()], sigma_rule)
-    anchors = (vertices[faces[face_ids.long()].long()] * barycentrics[..., None]).sum(-2)
-    sigma = frames.sigma.clamp(min=_TINY)
+    ids = face_ids.long()
+    frames = triangle_frames(vertices, faces, sigma_rule)  # many Gaussians share a triangle
+    anchors = (vertices[faces[ids].long()] * barycentrics[..., None]).sum(-2)
+    sigma = frames.sigma[ids].clamp(min=_TINY)
     if positions is None:
         positions, offset = anchors, torch.zeros_like(anchors)
     else:
         arm = (positions - anchors)[:, None]
-        offset = (arm @ frames.rotation)[:, 0] / sigma[:, None]  # R_t^T (mu' - t) / sigma
+        offset = (arm @ frames.rotation[ids])[:, 0] / sigma[:, None]  # R_t^T (mu' - t) / sigma
     return _record(
         BindingKind.TRIANGLE, positions, rotations, scales, opacities, features, layer, observed,
         anchor=face_ids, barycentrics=barycentrics, local_offset=offset, sigma=sigma,
-        triangle_rotation=matrix_to_quaternion(frames.rotation),
+        triangle_rotation=matrix_to_quaternion(frames.rotation)[ids],
     )
 
 
@@ -153,11 +154,12 @@ def rig_to_triangles(
         rotations: (N, 4) q, relative to the triangle's frame.
         scales: (N, 3) s, in units of sigma.
     """
-    frames = triangle_frames(vertices, faces[face_ids.long()], sigma_rule)
-    anchors = (vertices[faces[face_ids.long()].long()] * barycentrics[..., None]).sum(-2)
-    turned = (frames.rotation @ local_offset[..., None]).squeeze(-1)
-    sigma = frames.sigma.clamp(min=_TINY)
-    triangle = matrix_to_quaternion(frames.rotation)
+    ids = face_ids.long()
+    frames = triangle_frames(vertices, faces, sigma_rule)  # many Gaussians share a triangle
+    anchors = (vertices[faces[ids].long()] * barycentrics[..., None]).sum(-2)
+    turned = (frames.rotation[ids] @ local_offset[..., None]).squeeze(-1)
+    sigma = frames.sigma[ids].clamp(min=_TINY)
+    triangle = matrix_to_quaternion(frames.rotation)[ids]
     return _record(
         BindingKind.TRIANGLE, anchors + sigma[:, None] * turned, quaternion_multiply(triangle, rotations),
         sigma[:, None] * scales, opacities, features, layer, observed,

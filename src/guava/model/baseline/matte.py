@@ -5,12 +5,14 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 import scipy.sparse as sp
 from scipy import ndimage
 
 from guava.model.baseline.images import blur, grow, shrink
 from guava.photo import resize_area, warp_affine
+from guava.rendering.threads import KERNEL_LOCK
 
 PRIOR_WEIGHT = 1e-4
 """Pull of the matte towards the segmentation, beside the matting Laplacian."""
@@ -190,5 +192,12 @@ def foreground_colors(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     float32."""
     from pymatting import estimate_foreground_ml
 
-    estimate = estimate_foreground_ml(image.astype(np.float64), alpha.astype(np.float64))
+    # Its parallel sweeps write what their neighbours read: only one thread gives the same colours every time.
+    with KERNEL_LOCK:
+        threads = numba.get_num_threads()
+        numba.set_num_threads(1)
+        try:
+            estimate = estimate_foreground_ml(image.astype(np.float64), alpha.astype(np.float64))
+        finally:
+            numba.set_num_threads(threads)
     return np.where(alpha[..., None] > 0.98, image, np.clip(estimate, 0, 1)).astype(np.float32)
