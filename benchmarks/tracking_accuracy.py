@@ -3,10 +3,8 @@
     python benchmarks/tracking_accuracy.py --count 200
 
 A small reprojection error hides weak expressions and leaning torsos, so the fitted parameters are compared
-with the
-truth: expression units, 3D joints and torso lean. Persons and seeds come from
-    ``guava.synth.dataset.TEST_SEEDS``;
-nothing in the tracker is tuned or trained on them.
+with the truth: expression units, 3D joints and torso lean. Persons and seeds come from
+``guava.synth.dataset.TEST_SEEDS``; nothing in the tracker is tuned or trained on them.
 """
 
 from __future__ import annotations

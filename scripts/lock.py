@@ -9,7 +9,7 @@ are kept out:
 * ``opencv-contrib-python``, which MediaPipe asks for, needs libGL; its ``-headless`` build has the same
 module.
 * ``jax``, ``sounddevice`` and ``sentencepiece`` (300 MB), which nothing that Guava calls in MediaPipe
-imports.
+  imports.
 
 torch's CUDA libraries are left out: the Makefile installs torch last, with whatever its build asks for.
 """

@@ -50,8 +50,7 @@ class Config:
     ("photo"), or those whose hand the photo shows ("auto"). The others keep about the photo's pose."""
     anchor: Literal["auto", "photo", "motion"] = "auto"
     """What the body's stance starts from: "photo" moves the person from the photo's own pose, "motion"
-    takes the
-    motion's stance as it is. "auto": the photo for our clips, the motion for motion files."""
+    takes the motion's stance as it is. "auto": the photo for our clips, the motion for motion files."""
     seed: int = 0
     """Another take of a clip of ours."""
 

@@ -26,8 +26,7 @@ class Config:
     """Say what is installed, which parts of Guava are usable, and how to get the others.
 
     Marks: "ok" works; "--" an optional part is absent; "!!" something that Guava needs is broken. Exit
-        status: 0 if
-    'guava reconstruct' and 'guava animate' can work here, 1 if not.
+    status: 0 if 'guava reconstruct' and 'guava animate' can work here, 1 if not.
     """
 
     verbose: bool = False

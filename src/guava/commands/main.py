@@ -1,8 +1,7 @@
 """The ``guava`` command.
 
 Exit status: 0 done; 1 an unexpected error (a bug), or ``guava doctor`` found something essential missing;
-    2 bad
-input or usage, told in one line; 130 interrupted.
+2 bad input or usage, told in one line; 130 interrupted.
 """
 
 from __future__ import annotations

@@ -32,8 +32,7 @@ class Config:
     """The avatar file to write, for instance me.guava."""
     model: str = "baseline"
     """How the avatar is made. "baseline" needs no weights: it projects the photo onto the fitted body,
-    bends the
-    surface to the silhouette and adds a shell of pixels for hair and cloth."""
+    bends the surface to the silhouette and adds a shell of pixels for hair and cloth."""
     detector: Literal["mediapipe", "simcc"] = "mediapipe"
     """What finds face, body and hands. "simcc" needs --detector-model."""
     detector_model: Path | None = None

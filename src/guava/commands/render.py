@@ -39,8 +39,7 @@ class Config:
     """The picture to write (.png, .jpg or .webp)."""
     pose: str = "source"
     """"source" is the photo's own pose, "rest" the T pose with a neutral face; else a clip (talk, idle,
-    wave) or a
-    motion file, at --time."""
+    wave) or a motion file, at --time."""
     time: float = 0.0
     """Seconds into the motion."""
     arms: Literal["auto", "motion", "photo", "left", "right"] = "auto"
@@ -55,8 +54,7 @@ class Config:
     """white, black, grey, green, #rrggbb, or transparent (.png and .webp)."""
     over: Path | None = None
     """The photo that the avatar was made from: the avatar is drawn at the photo's own pixels, and every
-    pixel that
-    it does not touch stays as it is, bit for bit (.png only)."""
+    pixel that it does not touch stays as it is, bit for bit (.png only)."""
     turntable: Path | None = None
     """Also, or instead of -o, write a video (.mp4) in which the camera goes once round the person."""
     seconds: float = 6.0

@@ -32,8 +32,7 @@ class Config:
     """Track a person: write their pose, expression, gaze and hands, frame by frame, as a motion.
 
     Nothing is dropped: frames in which nobody is seen stay in and are flagged, and a cut is never smoothed
-        over. Of
-    several people the largest is followed. Examples:
+    over. Of several people the largest is followed. Examples:
 
         guava track me.mp4 -o me.motion --overlay check.mp4
 
@@ -47,8 +46,7 @@ class Config:
     """The motion file to write, for instance me.motion."""
     overlay: Path | None = None
     """Also draw the fitted body over the input: a .png for a photo, an .mp4 for a video. Look at it: a
-    small
-    number in the report does not prove a good fit."""
+    small number in the report does not prove a good fit."""
     detector: Literal["mediapipe", "simcc"] = "mediapipe"
     """What finds face, body and hands. "simcc" needs --detector-model."""
     detector_model: Path | None = None

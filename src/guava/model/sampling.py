@@ -2,8 +2,8 @@
 
 Plain functions on torch tensors, differentiable in the features (and, for projection sampling, in the
 points). Feature maps are (B, C, H, W) with pixel centres at half-integers, and the camera's ``width`` x
-``height`` is the
-picture that the map covers: a map of another resolution of the same view is sampled at the same place.
+``height`` is the picture that the map covers: a map of another resolution of the same view is sampled at
+the same place.
 """
 
 from __future__ import annotations

@@ -214,9 +214,8 @@ def ring_fill(rest: np.ndarray, colors: np.ndarray, known: np.ndarray) -> np.nda
         known: (n,) bool.
 
     Returns:
-        (n, 3): the median colour of every place's ring, interpolated between known rings, and blended with
-            the
-        nearest known colours where those are near. None if too little of the arm was seen.
+        (n, 3): the trimmed mean colour of every place's ring, interpolated between known rings, and blended
+        with the nearest known colours where those are near. None if too little of the arm was seen.
     """
     if known.sum() < 300:
         return None
