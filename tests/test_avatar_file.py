@@ -106,6 +106,25 @@ def test_newer_and_incomplete_files_are_refused(written, tmp_path):
         load_avatar(newer)
 
 
+def test_values_that_cannot_be_shown_are_refused(written, tmp_path):
+    tensors, header = read_container(written, "avatar", 1)
+    content = {k: v for k, v in header.items() if k not in ("kind", "version", "checksum")}
+    path = tmp_path / "wrong.guava"
+    write_container(path, "avatar", 1, tensors, content | {"sigma_rule": "largest_edge"})
+    with pytest.raises(FileFormatError, match="largest_edge.*Update"):
+        load_avatar(path)
+    for name, value in (("scales", float("nan")), ("binding", 9), ("layer", 9)):
+        wrong = tensors[f"gaussians.{name}"].clone()
+        wrong.view(-1)[0] = value
+        write_container(path, "avatar", 1, tensors | {f"gaussians.{name}": wrong}, content)
+        with pytest.raises(FileFormatError, match=f"'{name}'"):
+            load_avatar(path)
+    short = tensors["source.pose.expression"][:, :-1].contiguous()
+    write_container(path, "avatar", 1, tensors | {"source.pose.expression": short}, content)
+    with pytest.raises(FileFormatError, match="expression"):
+        load_avatar(path, load_template())
+
+
 def test_another_template_is_refused(avatar, tmp_path):
     path = tmp_path / "other.guava"
     save_avatar(replace(avatar, template_hash="0" * 64), path)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, fields
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from guava.avatar.avatar import Avatar, Provenance, SourceView
 from guava.avatar.gaussians import MAX_INFLUENCES, BindingKind, Gaussians, Layer
+from guava.avatar.posing import SigmaRule
 from guava.body import Identity, Pose, Template
 from guava.camera import Camera
 from guava.container import read_container, write_container
@@ -54,9 +56,12 @@ def save_avatar(avatar: Avatar, path: str | os.PathLike) -> None:
 
     Raises:
         InputError: The file cannot be written.
-        ValueError: A Gaussian array does not have the documented shape or dtype.
+        ValueError: A Gaussian array does not have the documented shape, dtype or values, or the sigma rule is
+            unknown.
     """
     problem = _gaussians_problem(avatar.gaussians)
+    if not problem and avatar.sigma_rule not in get_args(SigmaRule):
+        problem = f"There is no sigma rule '{avatar.sigma_rule}'."
     if problem:
         raise ValueError(problem)
     source = avatar.source
@@ -102,6 +107,11 @@ def load_avatar(path: str | os.PathLike, template: Template | None = None) -> Av
         problem = _gaussians_problem(gaussians)
         if problem:
             raise FileFormatError(f"'{path}' is not a usable avatar: {problem}")
+        if header["sigma_rule"] not in get_args(SigmaRule):
+            raise FileFormatError(
+                f"'{path}' measures triangles by '{header['sigma_rule']}', which this version does not know.",
+                "Update guava-avatar.",
+            )
         where = header["source"]
         camera = Camera(
             tensors["source.camera.world_to_camera"], tensors["source.camera.intrinsics"],
@@ -131,6 +141,14 @@ def load_avatar(path: str | os.PathLike, template: Template | None = None) -> Av
             f"'{template.name}' ({template.hash[:12]}).",
             "Make it again from its photo with: guava reconstruct",
         )
+    if template is not None:
+        expected = Pose.rest(template)
+        for f in fields(Pose):
+            got, wanted = (tuple(getattr(p, f.name).shape) for p in (avatar.source.pose, expected))
+            if got != wanted:
+                raise FileFormatError(
+                    f"'{path}' is not a usable avatar: its pose's {f.name} is {got}, not {wanted}."
+                )
     return avatar
 
 
@@ -143,7 +161,7 @@ def _collect(kind, prefix: str, tensors: dict[str, Tensor]):
 
 
 def _gaussians_problem(gaussians: Gaussians) -> str:
-    """What is wrong with the arrays' shapes or dtypes, as a sentence; "" if nothing is."""
+    """What is wrong with the arrays' shapes, dtypes or values, as a sentence; "" if nothing is."""
     count = gaussians.positions.shape[0]
     for name, (trailing, dtype) in _GAUSSIANS.items():
         value = getattr(gaussians, name)
@@ -152,6 +170,12 @@ def _gaussians_problem(gaussians: Gaussians) -> str:
         if not fits:
             got = f"{tuple(value.shape)} {value.dtype}"
             return f"Gaussian array '{name}' is {got}, not ({count}, *{trailing}) {dtype}."
+        if dtype.is_floating_point and not torch.isfinite(value).all():
+            return f"Gaussian array '{name}' is not finite everywhere."
     if gaussians.features.shape[1] < 3:
         return "Gaussians need at least three feature channels."
+    for name, known in (("binding", BindingKind), ("layer", Layer)):
+        strange = set(getattr(gaussians, name).unique().tolist()) - {int(kind) for kind in known}
+        if strange:
+            return f"Gaussian array '{name}' has the unknown value {min(strange)}."
     return ""
