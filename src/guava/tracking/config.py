@@ -57,7 +57,11 @@ class BodyFitConfig:
     hand_sigma: float = 1.5
     """Spread of hand points, crop pixels at 512."""
     direction_sigma: float = 0.2
-    """Spread of the detector's 3D bone directions (unit vectors)."""
+    """Spread of the detector's own 3D bone directions (unit vectors)."""
+    lifted_direction_factor: float = 0.5
+    """Multiplies the measured spread of learned bone directions."""
+    lifted_depth_factor: float = 0.7
+    """The same for learned depths of hand points. Both factors: by trial on renders."""
     head_sigma: float = 0.003
     """Spread of the 3D guidance by the face stage, metres across the view."""
     head_depth_sigma: float = 0.01

@@ -13,6 +13,7 @@ from guava.tracking.crop import map_points
 from guava.tracking.detectors.base import FrameDetections, PointSet
 from guava.tracking.fit.body import BodyObservation
 from guava.tracking.fit.face import FACE_LAYOUTS, FaceObservation
+from guava.tracking.lifting import Networks, lift_arms, lift_hand
 from guava.tracking.sequence import Keypoints
 
 BODY_POINTS = {
@@ -79,7 +80,10 @@ class Observations:
 
 
 def gather(
-    detections: Sequence[FrameDetections], crops: np.ndarray, image_sizes: Sequence[tuple[int, int]]
+    detections: Sequence[FrameDetections],
+    crops: np.ndarray,
+    image_sizes: Sequence[tuple[int, int]],
+    lifting: dict[str, Networks] | None = None,
 ) -> Observations:
     """Batch the detections of T frames.
 
@@ -88,6 +92,7 @@ def gather(
         crops: (T, 3, 3) image pixels -> crop pixels.
         image_sizes: (width, height) of every frame; points outside the picture are the detector's guesses
             and are not used.
+        lifting: Learned depth of arms and hands; without it the detector's own depth is used.
     """
     frames = len(detections)
     people = [d.person for d in detections]
@@ -118,8 +123,13 @@ def gather(
         # Where the hand itself was found its root says where the wrist is.
         found = (hand_confidence[:, side] > 0).any(1)
         confidence[:, wrist] = torch.where(found, 0.0, confidence[:, wrist])
-    directions, direction_confidence, bones = _directions(people, names, body_layout)
+    directions, direction_confidence, direction_spread, bones = _directions(
+        people, names, body_layout, lifting
+    )
     depth = torch.stack([left.depth, right.depth], 1)
+    depth_spread = torch.zeros_like(depth)
+    if lifting is not None:
+        _lift_hands(people, crops, lifting["hand"], depth, depth_spread)
     observation = BodyObservation(
         names,
         points,
@@ -127,9 +137,11 @@ def gather(
         bones,
         directions,
         direction_confidence,
+        direction_spread,
         hand_points,
         hand_confidence,
         depth if bool((depth != 0).any()) else None,
+        depth_spread,
     )
     face_depth = face.depth if bool((face.depth != 0).any()) else None
     return Observations(
@@ -156,9 +168,11 @@ def select_frames(observations: Observations, index: torch.Tensor) -> Observatio
             confidence=body.confidence[index],
             directions=body.directions[index],
             direction_confidence=body.direction_confidence[index],
+            direction_spread=body.direction_spread[index],
             hand_points=body.hand_points[index],
             hand_confidence=body.hand_confidence[index],
             hand_depth=None if body.hand_depth is None else body.hand_depth[index],
+            hand_depth_spread=body.hand_depth_spread[index],
         ),
         {
             name: Keypoints(k.points[index], k.confidence[index], k.depth[index])
@@ -212,21 +226,45 @@ def _world_depth(points: np.ndarray, world: np.ndarray) -> np.ndarray:
     return scale * (world[:, 2] - world[0, 2])
 
 
-def _directions(people: list, names: tuple[str, ...], layout: str):
-    """3D bone directions (T, D, 3) in world axes (x right, y up, z towards the camera)."""
+def _directions(
+    people: list, names: tuple[str, ...], layout: str, lifting: dict[str, Networks] | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[tuple[int, int], ...]]:
+    """3D bone directions (T, D, 3) in world axes (x right, y up, z towards the camera), their confidence
+    (T, D), their spread (T, D, 3), 0 where not known, and the bones."""
     frames = len(people)
-    directions = np.zeros((frames, len(BONES), 3))
+    directions, spread = np.zeros((frames, len(BONES), 3)), np.zeros((frames, len(BONES), 3))
     confidence = np.zeros((frames, len(BONES)))
     index = BODY_POINTS[layout]
     for t, person in enumerate(people):
         if person is None or person.body is None or person.body.world is None:
             continue
+        lifted = None if lifting is None else lift_arms(lifting["arm"], person)
         for n, (a, b) in enumerate(BONES):
-            bone = (person.body.world[index[b]] - person.body.world[index[a]]) * [1, -1, -1]
+            if lifted is None:
+                bone = (person.body.world[index[b]] - person.body.world[index[a]]) * [1, -1, -1]
+            else:
+                bone, spread[t, n] = lifted[a, b]
             length = np.linalg.norm(bone)
             sure = min(person.body.confidence[index[a]], person.body.confidence[index[b]])
             if length > 1e-6 and sure > TRUSTED:
                 directions[t, n], confidence[t, n] = bone / length, sure
     bones = tuple((names.index(a), names.index(b)) for a, b in BONES) if confidence.any() else ()
     count = len(bones)
-    return torch.from_numpy(directions[:, :count]), torch.from_numpy(confidence[:, :count]), bones
+    return (
+        torch.from_numpy(directions[:, :count]),
+        torch.from_numpy(confidence[:, :count]),
+        torch.from_numpy(spread[:, :count]),
+        bones,
+    )
+
+
+def _lift_hands(
+    people: list, crops: np.ndarray, network: Networks, depth: torch.Tensor, spread: torch.Tensor
+) -> None:
+    """Put learned depths and their spreads, crop pixels, into ``depth`` and ``spread`` (T, 2, 21)."""
+    for t, person in enumerate(people):
+        for side in (0, 1):
+            lifted = None if person is None else lift_hand(network, person, side)
+            if lifted is not None:
+                depth[t, side] = torch.from_numpy(lifted[0] * crops[t, 0, 0])
+                spread[t, side] = torch.from_numpy(lifted[1] * crops[t, 0, 0])

@@ -21,6 +21,7 @@ from guava.tracking.expression import expression_prior
 from guava.tracking.fit.body import BodyFit, fit_body
 from guava.tracking.fit.face import fit_face
 from guava.tracking.fit.hand import fit_hand
+from guava.tracking.lifting import load_networks
 from guava.tracking.observations import Observations, gather, select_frames
 from guava.tracking.quality import measure
 from guava.tracking.sequence import SourceMedia, TrackedSequence
@@ -85,6 +86,7 @@ def fit_observations(
             body.hand_points[:, side],
             body.hand_confidence[:, side],
             None if body.hand_depth is None else body.hand_depth[:, side],
+            body.hand_depth_spread[:, side],
             person_depth,
             links,
             config.body,
@@ -234,7 +236,9 @@ def track_detections(
             f"No person was found in '{media.name}'.", "Use a picture of one person, face in view."
         )
     crops = _crops(detections, image_sizes, shots, config)
-    observations = gather(detections, crops, image_sizes)
+    # The networks know MediaPipe's errors; another detector's points mean something else to them.
+    lifting = load_networks(template.hash) if detector == "mediapipe" else None
+    observations = gather(detections, crops, image_sizes, lifting)
     camera = Camera.frontal(config.crop_size)
     with torch.no_grad():
         stamps = _timestamps(frames, fps) if timestamps is None else timestamps.double()

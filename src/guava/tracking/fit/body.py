@@ -54,11 +54,13 @@ class BodyObservation:
         points: (T, M, 2).
         confidence: (T, M).
         bones: D pairs of indices into ``joints``: from, to.
-        directions: (T, D, 3) unit vectors of the bones in the world, as the detector sees them.
+        directions: (T, D, 3) unit vectors of the bones in the world: learned, or the detector's own.
         direction_confidence: (T, D).
+        direction_spread: (T, D, 3) standard deviations of ``directions``; 0 where they are not known.
         hand_points: (T, 2, 21, 2) left and right.
         hand_confidence: (T, 2, 21).
         hand_depth: (T, 2, 21) relative, or None.
+        hand_depth_spread: (T, 2, 21) standard deviations of ``hand_depth``, pixels; 0 where not known.
     """
 
     joints: tuple[str, ...]
@@ -67,9 +69,11 @@ class BodyObservation:
     bones: tuple[tuple[int, int], ...]
     directions: Tensor
     direction_confidence: Tensor
+    direction_spread: Tensor
     hand_points: Tensor
     hand_confidence: Tensor
     hand_depth: Tensor | None
+    hand_depth_spread: Tensor
 
 
 @dataclass(frozen=True)
@@ -202,6 +206,11 @@ def fit_body(
     unseen = _unseen_arms(observation)
     prior = hanging_arms(pose_prior(template, moving.tolist()), template, moving.tolist(), unseen)
     direction_confidence = _seen_directions(observation, unseen)
+    direction_spread = torch.where(
+        observation.direction_spread > 0,
+        observation.direction_spread * config.lifted_direction_factor,
+        config.direction_sigma,
+    )
     targets = _face_targets(anchors, face, chosen)
     pixel = camera.width / 512
     columns = torch.tensor([template.joint(name) for name in observation.joints])
@@ -237,7 +246,7 @@ def fit_body(
             scaled = residual / spread
             distance = scaled.norm(dim=-1)
             factor = (weight * robust_weight(distance, threshold)).sqrt()
-            wide = (factor[..., None] / spread)[..., None]
+            wide = (factor[..., None] / spread)[..., None]  # spread: (), (d,) or (t, n, d)
             equations.add(
                 (scaled * factor[..., None]).flatten(1),
                 (frame * wide).flatten(1, 2),
@@ -323,7 +332,7 @@ def fit_body(
                 across @ (jacobian[:, b] - jacobian[:, a]),
                 None if by_shared is None else across @ (by_shared[:, b] - by_shared[:, a]),
                 direction_confidence[rows],
-                torch.tensor(config.direction_sigma, dtype=torch.float64),
+                direction_spread[rows],
             )
 
     eyes = [template.joint("left_eye_smplhf"), template.joint("right_eye_smplhf")]

@@ -75,6 +75,7 @@ def fit_hand(
     points: Tensor,
     confidence: Tensor,
     depth: Tensor | None,
+    depth_spread: Tensor,
     person_depth: Tensor,
     links: Tensor,
     config: BodyFitConfig,
@@ -88,6 +89,7 @@ def fit_hand(
         points: (T, 21, 2) crop pixels.
         confidence: (T, 21); zeros where the hand was not found.
         depth: (T, 21) relative depth in crop pixels or None.
+        depth_spread: (T, 21) standard deviation of ``depth``, 0 where it is not known.
         person_depth: (T,) distance of the person from the camera, metres.
         links: (T-1,) smoothness links.
         config: Settings.
@@ -107,7 +109,7 @@ def fit_hand(
     start[:, :3], start[:, 3:48], start[:, 48:] = matrix_to_axis_angle(orientation), prior.mean, wrist
     moving = torch.arange(16)
     sigma = config.hand_sigma * camera.width / 512
-    depth_sigma = 8 * sigma
+    depth_sigma = torch.where(depth_spread > 0, depth_spread * config.lifted_depth_factor, 8 * sigma)
     # One shared value: the hand's size relative to the template's.
     size_dirs = (model.rest_joints[..., None], model.rest_points[..., None])
 
