@@ -33,6 +33,7 @@ from guava.model.baseline.surface import (
 from guava.photo import Photo
 from guava.rendering import shade_mesh, splat
 from guava.synth.tracked import tracked_truth
+from guava.tracking.sequence import Keypoints
 
 SIZE = 256
 CONFIG = BaselineConfig(work_size=SIZE, color_size=2 * SIZE)
@@ -270,3 +271,35 @@ def test_lids_are_face_texels_beside_the_eyes(template, tables):
     eyes = tables.texel_rest[tables.texels_of("left_eyeball", "right_eyeball")]
     low, high = eyes.min(0) - 0.012, eyes.max(0) + 0.012
     assert ((tables.texel_rest[lids] > low) & (tables.texel_rest[lids] < high)).all()
+
+
+def test_unseen_hands_get_one_skin_colour(template, render, tracked, avatar):
+    assert avatar.source.hands_seen == (True, True)
+    seen = _hand_tones(avatar, template)
+    points = Keypoints(torch.zeros(1, 21, 2), torch.zeros(1, 21), torch.zeros(1, 21))
+    unseen = replace(tracked, keypoints={"left_hand": points, "right_hand": points})
+    avatar = reconstruct(render[0], unseen, template=template, config=CONFIG)
+    assert avatar.source.hands_seen == (False, False)
+    # Shades of one colour, but for the seam to the arm; the render's own hands have many.
+    assert _hand_tones(avatar, template) < 0.01 < 0.05 < seen
+
+
+def _hand_tones(avatar, template) -> float:
+    """How far 90 % of the hands' texels lie from the median chromaticity."""
+    uv = avatar.gaussians.layer == int(Layer.UV)
+    parts = template.face_parts[avatar.gaussians.anchor.long().clamp(min=0)]
+    names = [template.part_names.index(name) for name in ("left_hand", "right_hand")]
+    colors = avatar.gaussians.features[uv & torch.isin(parts, torch.tensor(names))]
+    assert len(colors) > 1000
+    tone = colors / colors.sum(1, keepdim=True)
+    return float((tone - tone.median(0).values).abs().amax(1).quantile(0.9))
+
+
+def test_left_out_faces_hide_nothing(tables, scene):
+    _, _, camera, posed = scene
+    vertices = to_camera(posed.vertices[0], camera)
+    arms = tables.faces_of("left_arm", "right_arm")
+    all_of_it, rest = see(vertices, tables, camera), see(vertices, tables, camera, arms)
+    shown = np.isin(all_of_it.face_ids, np.nonzero(arms)[0])
+    assert shown.sum() > 50 and not np.isin(rest.face_ids, np.nonzero(arms)[0]).any()
+    np.testing.assert_array_equal(rest.face_ids[~shown], all_of_it.face_ids[~shown])

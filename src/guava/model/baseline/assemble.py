@@ -44,6 +44,8 @@ THICKNESS = 4e-4
 LID_SPLIT = 3
 """Lid texels become so many Gaussians a side."""
 
+SIDES = ("left", "right")
+
 STAGES = ("pose", "matte", "hair", "displacement", "texture", "shell", "assemble")
 
 
@@ -124,7 +126,11 @@ def reconstruct_baseline(
         source_camera = tracked.camera[frame]
         camera = source_camera.resized(config.work_size, config.work_size)
         vertices = to_camera(posed.vertices[0], camera)
-        bare = see(vertices, tables, camera)
+        shown_hands = hands_seen(tracked, frame)
+        # Where a hand was not seen, its place is a guess: it must not cover what the photo shows there.
+        unseen = [f"{side}_hand" for side, seen in zip(SIDES, shown_hands, strict=True) if not seen]
+        guessed = tables.faces_of(*unseen)
+        bare = see(vertices, tables, camera, guessed)
         if bare.covered.sum() < 200:
             raise NoPersonError("The fitted person lies outside the photo.")
 
@@ -139,15 +145,17 @@ def reconstruct_baseline(
         if config.displacement is not None:
             directions = displacement_directions(bare.normals, tables)
             offsets = displace(
-                vertices, directions, picture.alpha, picture.inside, camera, tables, config.displacement
+                vertices, directions, picture.alpha, picture.inside, camera, tables,
+                config.displacement, guessed,
             )
-            surface = see(vertices + offsets[:, None] * directions, tables, camera)
+            surface = see(vertices + offsets[:, None] * directions, tables, camera, guessed)
 
     with stages("texture"):
         fine_size = picture.fine_image.shape[0]
-        fine = see(surface.vertices, tables, camera.resized(fine_size, fine_size))
+        fine = see(surface.vertices, tables, camera.resized(fine_size, fine_size), guessed)
         projection = project_texels(picture, surface, fine, tables)
-        colors = finish_face(texture(picture, surface, tables, projection, hair), projection, fine, tables)
+        skin = texture(picture, surface, tables, projection, hair, shown_hands)
+        colors = finish_face(skin, projection, fine, tables)
 
     with stages("shell"):
         shell = pixel_shell(picture, surface, tables, hair, config.shell_settings) if config.shell else None
@@ -178,13 +186,22 @@ def reconstruct_baseline(
             photo.height,
             photo.sha256 or tracked.media.sha256,
             photo.name or tracked.media.name,
-            hands_seen=tuple(
-                f"{side}_hand" in tracked.keypoints
-                and bool((tracked.keypoints[f"{side}_hand"].confidence[frame] > 0).any())
-                for side in ("left", "right")
-            ),
+            hands_seen=shown_hands,
         )
     return Avatar(gaussians, identity, template.hash, source, provenance)
+
+
+def hands_seen(tracked: TrackedSequence, frame: int) -> tuple[bool, bool]:
+    """Left and right: whether the detector found that hand. Without any keypoints (a render's truth) both
+    hands are where they are said to be."""
+    if not tracked.keypoints:
+        return True, True
+    left, right = (
+        f"{side}_hand" in tracked.keypoints
+        and bool((tracked.keypoints[f"{side}_hand"].confidence[frame] > 0).any())
+        for side in SIDES
+    )
+    return left, right
 
 
 def matte_person(

@@ -41,6 +41,7 @@ def displace(
     camera: Camera,
     tables: SurfaceTables,
     config: DisplacementConfig,
+    left_out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Offsets d (V,) in metres that minimise ``sum_rim w (d - t)^2 + |grad d|^2 + d^2 / decay^2``.
 
@@ -54,6 +55,7 @@ def displace(
         camera: Of the (S, S) picture.
         tables: The template's limits and Laplacian.
         config: Settings.
+        left_out: (F,) bool, faces that have no part in the outline.
     """
     limit = tables.vertex_limit
     decay = tables.vertex_area / config.decay_length**2
@@ -63,7 +65,7 @@ def displace(
     )
     offsets = np.zeros(len(vertices))
     for _ in range(config.rounds):
-        surface = see(vertices + offsets[:, None] * directions, tables, camera)
+        surface = see(vertices + offsets[:, None] * directions, tables, camera, left_out)
         vertex, step, per_pixel = rim_targets(
             surface, directions, alpha, inside, tables, config.rim_allowance
         )

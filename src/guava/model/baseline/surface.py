@@ -64,6 +64,7 @@ class SurfaceTables:
         texel_barycentrics: (N, 3) float32.
         texel_rows, texel_columns: (N,) place in the atlas.
         texel_rest: (N, 3) float32 place on the neutral template in the T pose.
+        texel_normal: (N, 3) float32 outward normal there.
         texel_part: (N,) index into ``Template.part_names``.
         texel_jacobian: (F, 2, 3): d(barycentric)/d(column), d(row) of every face: texel steps on the surface.
         mirror: (N,) texel nearest to the left-right mirrored place.
@@ -84,6 +85,7 @@ class SurfaceTables:
     texel_rows: np.ndarray
     texel_columns: np.ndarray
     texel_rest: np.ndarray
+    texel_normal: np.ndarray
     texel_part: np.ndarray
     texel_jacobian: np.ndarray
     mirror: np.ndarray
@@ -176,6 +178,7 @@ def _make_tables(template: Template, texture_size: int) -> SurfaceTables:
     border = np.concatenate([border[~front], np.zeros(len(split_face), bool)])
     size = np.concatenate([np.ones((~front).sum()), np.full(len(split_face), 1 / EYE_SPLIT)])
     rest = (neutral[faces[texel_face]] * barycentrics[..., None]).sum(1).astype(np.float32)
+    normal = (vertex_normals(neutral, faces)[faces[texel_face]] * barycentrics[..., None]).sum(1)
     _, mirror = cKDTree(rest).query(rest * np.float32([-1, 1, 1]), workers=-1)
     return SurfaceTables(
         template,
@@ -192,6 +195,7 @@ def _make_tables(template: Template, texture_size: int) -> SurfaceTables:
         rows,
         columns,
         rest,
+        normal.astype(np.float32),
         face_part[texel_face],
         jacobian,
         mirror,
@@ -315,10 +319,23 @@ def to_world(points: np.ndarray, camera: Camera) -> np.ndarray:
     return (points - w2c[:3, 3]) @ w2c[:3, :3]
 
 
-def see(vertices: np.ndarray, tables: SurfaceTables, camera: Camera) -> PosedSurface:
-    """Z-buffer a mesh given in camera coordinates."""
+def see(
+    vertices: np.ndarray, tables: SurfaceTables, camera: Camera, left_out: np.ndarray | None = None
+) -> PosedSurface:
+    """Z-buffer a mesh given in camera coordinates.
+
+    Args:
+        vertices: (V, 3).
+        tables: The template's tables.
+        camera: Of the square picture; only its intrinsics count.
+        left_out: (F,) bool, faces that hide nothing and are not seen.
+    """
     viewer = Camera(torch.eye(4), camera.intrinsics, camera.width, camera.height)
-    fragments: MeshFragments = rasterize_mesh(torch.from_numpy(vertices), tables.template.faces, viewer)
+    faces = tables.template.faces
+    if left_out is not None:
+        # Face numbers must stay: a face of one corner has no area.
+        faces = torch.where(torch.from_numpy(left_out)[:, None], faces[:, :1], faces)
+    fragments: MeshFragments = rasterize_mesh(torch.from_numpy(vertices), faces, viewer)
     return PosedSurface(
         vertices,
         vertex_normals(vertices, tables.faces),

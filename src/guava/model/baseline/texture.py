@@ -8,7 +8,8 @@ doubtful pixel. What is not observed is inferred, the best guess first:
 2. face and hands: the mirrored side, with its light matched to this side's;
 3. back of the head: hair colours inpainted across the face, projected onto the head in rows;
 4. torso: the photo's colour at the texel's own projection, as if the torso were transparent;
-5. the rest: nearest known texels of the same body class.
+5. hands that the detector did not see, unless the other hand can be mirrored: the face's skin colour;
+6. the rest: nearest known texels of the same body class.
 """
 
 from __future__ import annotations
@@ -148,6 +149,7 @@ def texture(
     tables: SurfaceTables,
     projection: Projection,
     hair: np.ndarray,
+    hands_seen: tuple[bool, bool] = (True, True),
 ) -> Texture:
     """Colour every texel but those of eyes and mouth, which :mod:`.eyes_and_mouth` does.
 
@@ -157,10 +159,21 @@ def texture(
         tables: The template's tables.
         projection: :func:`project_texels` of that surface.
         hair: (S, S) bool.
+        hands_seen: Left and right: whether the photo is known to show that hand.
     """
     observed = observed_texels(picture, surface, tables, projection, hair)
     colors = projection.colors.copy()
     skin = ~tables.texels_of(*INNER_PARTS)
+    unseen_hands = tables.texels_of(
+        *(name for name, seen in zip(("left_hand", "right_hand"), hands_seen, strict=True) if not seen)
+    )
+    complexion = skin_color(colors, observed, tables)
+    # Where a hand is only guessed to be, the photo usually shows something else, with specks that look like
+    # skin.
+    for side in (LEFT, RIGHT):
+        guess = unseen_hands & (tables.face_group[tables.texel_face] == side) & observed
+        like = guess & looks_like(colors, complexion)
+        observed &= ~guess | (like & (like.sum() > 0.5 * guess.sum()))
     texel_class, rest = tables.texel_class, tables.texel_rest
     face = tables.texels_of("face")
     known = observed & skin
@@ -201,8 +214,36 @@ def texture(
     if rest_of.any() and known.any():
         filled, _ = _from_nearest(rest[skin], colors[skin], known[skin], count=12, floor=0.01)
         colors[rest_of] = filled[rest_of[skin]]
+    # A seen hand, mirrored, is better than a plain one; specks of it are not.
+    if unseen_hands.any() and not (any(hands_seen) and mirrored[unseen_hands].mean() > 0.2):
+        bare = unseen_hands & ~observed
+        colors[bare] = complexion * _finger_shade(tables)[bare]
     _feather(colors, observed & skin, skin, tables)
     return Texture(np.clip(colors, 0, 1).astype(np.float32), observed & skin, projection.inside)
+
+
+def skin_color(colors: np.ndarray, observed: np.ndarray, tables: SurfaceTables) -> np.ndarray:
+    """(3,) the colour of the face's seen skin in full light; a typical one if hardly any was seen."""
+    face = colors[tables.texels_of("face") & observed]
+    if len(face) < 100:
+        return np.float32([0.80, 0.62, 0.53])
+    # Darker is shadow, brows and lips, brighter is gloss.
+    light = face.mean(1)
+    low, high = np.quantile(light, [0.5, 0.85])
+    return np.median(face[(light >= low) & (light <= high)], axis=0)
+
+
+def looks_like(colors: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """(N,) bool: colours (N, 3) that are the reference (3,), lit more or less."""
+    light = colors @ reference / (reference @ reference)
+    rest = np.linalg.norm(colors - light[:, None] * reference, axis=1)
+    return (light > 0.35) & (light < 1.5) & (rest < 0.10)
+
+
+def _finger_shade(tables: SurfaceTables) -> np.ndarray:
+    """(N, 1) brightness by the neutral surface's direction: the sides of fingers are darker than the hand's
+    back and palm (which look up and down in the T pose), so that fingers of one colour stay apart."""
+    return 0.75 + 0.25 * np.abs(tables.texel_normal[:, 1:2])
 
 
 def ring_fill(rest: np.ndarray, colors: np.ndarray, known: np.ndarray) -> np.ndarray | None:
