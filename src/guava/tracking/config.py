@@ -20,8 +20,10 @@ class FaceFitConfig:
     """How much more the points of lids and lips count."""
     contour_weight: float = 0.3
     """How much less the points of the face's outline count: the detector slides them along the silhouette."""
-    gap_sigma: float = 0.012
-    """Spread of lid and lip gaps, in outer-eye distances."""
+    gap_sigma: float = 0.048
+    """Spread of lip gaps and of nearly shut lids' gaps, in outer-eye distances."""
+    lid_gap_sigma: float = 0.012
+    """Spread of open lids' gaps, in outer-eye distances."""
     response_sigma: float = 0.1
     """Spread of the final expression round what the measured landmark response reads."""
     gaze_sigma: float = 0.25

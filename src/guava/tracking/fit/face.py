@@ -330,13 +330,13 @@ def fit_face(
     weights = weights.sqrt()
     upper, lower = _gap_indices(layout)
     gap_weight = (observation.confidence[:, upper] * observation.confidence[:, lower]).sqrt()
+    gap_spread = _gap_spread(observation, layout, size, config)
 
     count_shape = model.shape_dirs.shape[-1]
     fixed_shape = shape is not None
     shared = 0 if fixed_shape else count_shape
     start_shape = shape.double() if fixed_shape else torch.zeros(count_shape, dtype=torch.float64)
     sigma = config.landmark_sigma * size
-    gap_sigma = config.gap_sigma * size * 4
 
     def build(values: Tensor, shared_values: Tensor) -> NormalEquations:
         equations = NormalEquations.zero(frames, 6 + units, shared)
@@ -371,10 +371,10 @@ def fit_face(
                 gap = (pixels[:, upper] - pixels[:, lower]) - (
                     points[rows][:, upper] - points[rows][:, lower]
                 )
-                gap = gap / gap_sigma[rows, None, None]
+                gap = gap / gap_spread[rows, :, None]
                 distance = gap.norm(dim=-1)
                 robust = robust_weight(distance, 3.0).sqrt() * gap_weight[rows]
-                scale = robust / gap_sigma[rows, None]
+                scale = robust / gap_spread[rows]
                 _add(
                     equations,
                     rows,
@@ -467,6 +467,20 @@ def _add(
 def _gap_indices(layout: FaceLayout) -> tuple[list[int], list[int]]:
     pairs = layout.right_lids + layout.left_lids + layout.lip_gaps
     return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+def _gap_spread(
+    observation: FaceObservation, layout: FaceLayout, size: Tensor, config: FaceFitConfig
+) -> Tensor:
+    """(T, pairs) spread of lid and lip gaps, pixels. Open lids are held closely: they make a face's look.
+    Nearly shut ones are left to the landmark response, for the detector hardly ever shuts its lids fully."""
+    sides = []
+    for pairs in (layout.right_lids, layout.left_lids):
+        open_ = _openness(observation, pairs, size)[:, None]
+        spread = config.lid_gap_sigma * open_ + config.gap_sigma * (1 - open_)
+        sides.append(spread.expand(-1, len(pairs)))
+    lips = torch.full((len(size), len(layout.lip_gaps)), config.gap_sigma, dtype=torch.float64)
+    return torch.cat([*sides, lips], 1) * size[:, None]
 
 
 def _initial_pose(
