@@ -24,11 +24,11 @@ class FaceFitConfig:
     """Spread of lip gaps and of nearly shut lids' gaps, in outer-eye distances."""
     lid_gap_sigma: float = 0.012
     """Spread of open lids' gaps, in outer-eye distances."""
-    response_sigma: float = 0.1
+    response_sigma: float = 0.05
     """Spread of the final expression round what the measured landmark response reads."""
     gaze_sigma: float = 0.25
     """The same for the eyeLook units, which the irises then refine."""
-    response_shrinkage: float = 2.0
+    response_shrinkage: float = 1.2
     """Pull to zero, quadratic, while reading the landmark response."""
     response_sparsity: float = 0.5
     """Pull to zero, linear, while reading the landmark response."""
