@@ -8,11 +8,13 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from samples import small_avatar
 
 from guava.avatar import Animator, save_avatar
-from guava.avatar.framing import photo_camera
+from guava.avatar.framing import framing, joint_pixels, photo_camera
+from guava.body import load_template
 from guava.commands import demo, doctor
 from guava.commands import reconstruct as reconstruct_command
 from guava.commands.main import VERBS, main
@@ -321,6 +323,26 @@ def test_demo_goes_on_where_it_was_interrupted(folder, avatar, capsys, monkeypat
     (folder / "results" / "noise.guava").write_bytes(b"damaged")
     assert main(arguments) == 0
     assert made.count("avatar") == 2
+
+
+def test_demo_raises_no_hand_that_the_photo_hides():
+    template = load_template()
+    hidden, shown = (small_avatar(template, hands_seen=(seen, seen)) for seen in (False, True))
+    quiet, lively = (demo.demo_performance(a, template) for a in (hidden, shown))
+    assert quiet.arms == (False, False) and lively.arms == (True, True)
+    assert len(lively.pose.joints) > len(quiet.pose.joints) > 100
+    wrists = [template.joint(f"{side}_wrist") for side in ("left", "right")]
+
+    def reach(avatar, performance):
+        camera = avatar.source.camera
+        pixels = joint_pixels(avatar, template, performance.pose, camera)[:, wrists]
+        return float((pixels - pixels[:1]).norm(dim=-1).max()) / camera.width
+
+    assert reach(hidden, quiet) < 0.1 < 0.2 < reach(shown, lively)
+    frames = [
+        framing(hidden, template, 64, poses=p, hands=quiet.arms).intrinsics for p in (None, quiet.pose)
+    ]
+    assert torch.equal(*frames)
 
 
 # --- doctor, assets -----------------------------------------------------------------------------------------
