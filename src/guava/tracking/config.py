@@ -78,11 +78,11 @@ class BodyFitConfig:
     """Prior spread of the body's shape coefficients."""
     head_tie_sigma: float = 0.002
     """How closely the body's own eye distance follows the fitted head's, metres."""
-    smooth_rotation: float = 0.012
+    smooth_rotation: float = 0.009
     """Spread of a body joint's change from frame to frame, radians (L_smo of Eq. 8)."""
     smooth_fingers: float = 0.06
     """The same for fingers."""
-    smooth_translation: float = 0.003
+    smooth_translation: float = 0.0025
     """Spread of the person's move from frame to frame, metres."""
 
 
