@@ -41,7 +41,7 @@ KINDS = ("two_hands", "one_hand", "two_hands", "two_hands", "one_hand", "arms_do
 POSES_EACH = 3
 GROSS_HAND = 15.0
 """Pixels: a hand farther off than this in the median was mistaken for something else."""
-MEMBERS, HIDDEN, DECAY, NOISE, DROPOUT, EPOCHS, RATE = 4, 64, 0.3, 0.15, 0.1, 200, 3e-3
+MEMBERS, HIDDEN, DECAY, NOISE, DROPOUT, EPOCHS, RATE = 4, 64, 0.3, 0.15, 0.1, 300, 3e-3
 SIDES = ("left", "right")
 _FLIP = np.array([-1.0, 1.0, 1.0])
 
