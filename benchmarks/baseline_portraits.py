@@ -27,7 +27,7 @@ from guava.body import Pose, Template, load_template
 from guava.camera import Camera
 from guava.errors import GuavaError
 from guava.model import Stages, reconstruct
-from guava.model.baseline import STAGES, BaselineConfig, matte_person
+from guava.model.baseline import STAGES, BaselineConfig, guessed_faces, matte_person
 from guava.model.baseline.surface import pose_template, see, surface_tables, to_camera
 from guava.photo import Photo, load_photo, resize_area, save_png, warp_affine
 from guava.rendering import splat
@@ -160,9 +160,8 @@ def evaluate(
     tables = surface_tables(template, config.texture_size)
     camera = avatar.source.camera.resized(config.work_size, config.work_size)
     posed = pose_template(template, avatar.identity, avatar.source.pose)
-    picture = matte_person(
-        photo, tracked, see(to_camera(posed.vertices[0], camera), tables, camera), tables, config
-    )
+    bare = see(to_camera(posed.vertices[0], camera), tables, camera, guessed_faces(tracked, tables))
+    picture = matte_person(photo, tracked, bare, tables, config)
     alpha = resize_area(picture.alpha, (SIZE, SIZE))
     inside = resize_area(picture.inside.astype(np.float32), (SIZE, SIZE)) > 0.5
     target = alpha[..., None] * resize_area(picture.image, (SIZE, SIZE)) + (1 - alpha[..., None])

@@ -13,7 +13,7 @@ from guava.body import Identity, Pose, load_template
 from guava.camera import Camera
 from guava.errors import InputError, NoPersonError, TemplateMismatchError
 from guava.model import reconstruct
-from guava.model.baseline import BaselineConfig, DisplacementConfig, ShellConfig
+from guava.model.baseline import BaselineConfig, DisplacementConfig, ShellConfig, matte_person
 from guava.model.baseline.assemble import discs
 from guava.model.baseline.displacement import displace, rim_targets
 from guava.model.baseline.eyes_and_mouth import lid_texels
@@ -303,3 +303,23 @@ def test_left_out_faces_hide_nothing(tables, scene):
     shown = np.isin(all_of_it.face_ids, np.nonzero(arms)[0])
     assert shown.sum() > 50 and not np.isin(rest.face_ids, np.nonzero(arms)[0]).any()
     np.testing.assert_array_equal(rest.face_ids[~shown], all_of_it.face_ids[~shown])
+
+
+def test_transparency_is_a_matte_only_if_it_cuts_the_person_out(template, render, tracked, tables, scene):
+    photo, cover = render
+    bare = see(to_camera(scene[3].vertices[0], scene[2]), tables, scene[2])
+
+    def matted(alpha):
+        return matte_person(replace(photo, alpha=alpha), tracked, bare, tables, CONFIG)
+
+    size = photo.pixels.shape[0]
+    corner = np.full((size, size), 255, np.uint8)
+    corner[:40, :40] = 0
+    ours, framed = matted(None), matted(corner)
+    assert not ours.notes and "transparency" in framed.notes[0]
+    np.testing.assert_allclose(framed.alpha, ours.alpha, atol=1e-6)
+    # A wrong cut, without the left half: it is taken at its word.
+    half = np.repeat(np.repeat((cover.numpy() * 255).round().astype(np.uint8), 2, 0), 2, 1)
+    half[:, : size // 2] = 0
+    given = matted(half)
+    assert not given.notes and given.alpha[:, : SIZE // 2 - 1].max() == 0 and given.alpha.max() > 0.99

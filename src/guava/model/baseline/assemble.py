@@ -41,10 +41,10 @@ from guava.tracking.sequence import TrackedSequence
 THICKNESS = 4e-4
 """Standard deviation of every disc across its surface, metres."""
 
+SIDES = ("left", "right")
+
 LID_SPLIT = 3
 """Lid texels become so many Gaussians a side."""
-
-SIDES = ("left", "right")
 
 STAGES = ("pose", "matte", "hair", "displacement", "texture", "shell", "assemble")
 
@@ -127,9 +127,7 @@ def reconstruct_baseline(
         camera = source_camera.resized(config.work_size, config.work_size)
         vertices = to_camera(posed.vertices[0], camera)
         shown_hands = hands_seen(tracked, frame)
-        # Where a hand was not seen, its place is a guess: it must not cover what the photo shows there.
-        unseen = [f"{side}_hand" for side, seen in zip(SIDES, shown_hands, strict=True) if not seen]
-        guessed = tables.faces_of(*unseen)
+        guessed = guessed_faces(tracked, tables, frame)
         bare = see(vertices, tables, camera, guessed)
         if bare.covered.sum() < 200:
             raise NoPersonError("The fitted person lies outside the photo.")
@@ -176,7 +174,7 @@ def reconstruct_baseline(
             software=f"guava-avatar {__version__}",
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             observed_fraction=seen,
-            notes=(*photo.notes, *tracked.quality.notes),
+            notes=(*photo.notes, *tracked.quality.notes, *picture.notes),
         )
         source = SourceView(
             pose,
@@ -202,6 +200,13 @@ def hands_seen(tracked: TrackedSequence, frame: int) -> tuple[bool, bool]:
         for side in SIDES
     )
     return left, right
+
+
+def guessed_faces(tracked: TrackedSequence, tables: SurfaceTables, frame: int = 0) -> np.ndarray:
+    """(F,) bool: hands that were not seen. Their place is a guess, which must not cover what the photo
+    shows."""
+    seen = zip(SIDES, hands_seen(tracked, frame), strict=True)
+    return tables.faces_of(*(f"{side}_hand" for side, shown in seen if not shown))
 
 
 def matte_person(
@@ -406,4 +411,4 @@ def _conjugate(quaternion: Tensor) -> Tensor:
     return quaternion * quaternion.new_tensor([1.0, -1, -1, -1])
 
 
-__all__ = ["STAGES", "BaselineConfig", "reconstruct_baseline"]
+__all__ = ["STAGES", "BaselineConfig", "guessed_faces", "matte_person", "reconstruct_baseline"]

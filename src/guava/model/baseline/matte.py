@@ -29,6 +29,7 @@ class SourcePicture:
         foreground: (S, S, 3) float32, the person's own colours with the background taken out of mixed pixels.
         fine_image, fine_foreground: (K, K, 3) the same at the photo's own resolution, K = S or 2 S.
         fine_alpha: (K, K).
+        notes: What was decided about the picture, in sentences.
     """
 
     image: np.ndarray
@@ -38,6 +39,7 @@ class SourcePicture:
     fine_image: np.ndarray
     fine_foreground: np.ndarray
     fine_alpha: np.ndarray
+    notes: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -73,17 +75,28 @@ def cut_out(
         person_probability: (S, S) float in [0, 1] of the detector.
         covered: (S, S) bool: pixels that the fitted mesh covers.
         hairy: (S, S) bool: pixels near the head, where the matte may stay soft.
-        given_alpha: (H, W) uint8 matte that came with the photo; taken as it is.
+        given_alpha: (H, W) uint8 transparency that came with the photo; taken as the matte if it clears most
+            of the background.
     """
+    notes: tuple[str, ...] = ()
     height, width = photo.shape[:2]
     image = _crop(photo, crop_from_image, size)
     inside = warp_affine(np.ones((height, width), np.float32), crop_from_image, (size, size)) > 0.5
     crop_pixels_per_photo_pixel = float(np.sqrt(abs(np.linalg.det(crop_from_image[:2, :2]))))
     fine = fine_size if size > 1.2 * size * crop_pixels_per_photo_pixel else size
     if given_alpha is not None and given_alpha.min() < 255:
-        alpha = warp_affine(given_alpha.astype(np.float32) / 255, crop_from_image, (size, size)) * inside
+        given = warp_affine(given_alpha.astype(np.float32) / 255, crop_from_image, (size, size)) * inside
+        # Rounded corners or a frame are transparent, too, without cutting anybody out.
+        background = inside & (person_probability < 0.1) & ~grow(covered, 14 * size / 512)
+        cut_out_already = not background.any() or given[background].mean() < 0.5
     else:
-        alpha = person_matte(image, inside, person_probability, covered, hairy)
+        given, cut_out_already = np.ones((size, size), np.float32), False
+    if cut_out_already:
+        alpha = given
+    else:
+        alpha = given * person_matte(image, inside, person_probability, covered, hairy)
+        if given[inside].min() < 0.5:
+            notes = ("The picture's transparency does not cut the person out; it was matted like a photo.",)
     if fine == size:
         fine_image, fine_alpha = image, alpha
     else:
@@ -99,6 +112,7 @@ def cut_out(
         fine_image,
         fine_foreground,
         fine_alpha,
+        notes,
     )
 
 
