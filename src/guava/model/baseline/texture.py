@@ -170,6 +170,7 @@ def texture(
     complexion = skin_color(colors, observed, tables)
     # Where a hand is only guessed to be, the photo usually shows something else, with specks that look like
     # skin.
+    shown = observed.copy()
     for side in (LEFT, RIGHT):
         guess = unseen_hands & (tables.face_group[tables.texel_face] == side) & observed
         like = guess & looks_like(colors, complexion)
@@ -218,6 +219,9 @@ def texture(
     if unseen_hands.any() and not (any(hands_seen) and mirrored[unseen_hands].mean() > 0.2):
         bare = unseen_hands & ~observed
         colors[bare] = complexion * _finger_shade(tables)[bare]
+    # The photo shows something else in a guessed hand's place: that side blends in, and is not observed.
+    blend = unseen_hands & shown & ~observed
+    colors[blend] = projection.colors[blend]
     _feather(colors, observed & skin, skin, tables)
     return Texture(np.clip(colors, 0, 1).astype(np.float32), observed & skin, projection.inside)
 
