@@ -48,7 +48,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--people", type=int, default=6)
-    parser.add_argument("--first-seed", type=int, default=900_000)
+    parser.add_argument("--first-seed", type=int, default=5_090_000)
     parser.add_argument("--out", type=Path, help="folder for sheets")
     options = parser.parse_args()
     template, size = load_template(), 512
