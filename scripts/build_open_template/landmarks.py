@@ -10,50 +10,14 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from guava.tracking.fit.face import FACE_LAYOUTS
 from scripts.build_open_template.models import Models
 from scripts.build_open_template.raster import shade, vertex_normals, view
 from scripts.build_open_template.source import BaseMesh, Wheel
 
 RENDERS, SIZE, SCALE, SEED = 150, 640, 1700.0, 7
 COUNT, IRISES = 478, range(468, 478)
-OVAL = (
-    10,
-    338,
-    297,
-    332,
-    284,
-    251,
-    389,
-    356,
-    454,
-    323,
-    361,
-    288,
-    397,
-    365,
-    379,
-    378,
-    400,
-    377,
-    152,
-    148,
-    176,
-    149,
-    150,
-    136,
-    172,
-    58,
-    132,
-    93,
-    234,
-    127,
-    162,
-    21,
-    54,
-    103,
-    67,
-    109,
-)
+OVAL = FACE_LAYOUTS["mediapipe478"].contour
 IBUG68 = (
     162,
     234,
