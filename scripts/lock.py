@@ -49,6 +49,8 @@ ruff>=0.6
 onnx>=1.16,<1.18; python_version < "3.13"
 onnx>=1.18; python_version >= "3.13"
 onnxruntime>=1.17
+transformers>=5.20
+lmdb>=1.4
 colorama; sys_platform == "win32"
 """
 
