@@ -2,6 +2,7 @@
 head."""
 
 from guava.body.ehm import EHM, EHMOutput, Identity, Pose
+from guava.body.installed import choose_template, installed_templates, template_for
 from guava.body.template import LandmarkEmbedding, LinearModel, Template, load_template, save_template
 
 __all__ = [
@@ -12,6 +13,9 @@ __all__ = [
     "LinearModel",
     "Pose",
     "Template",
+    "choose_template",
+    "installed_templates",
     "load_template",
     "save_template",
+    "template_for",
 ]
