@@ -12,6 +12,16 @@ from guava.model.sampling import inverse_texture_map, sample_projected, visible_
 from guava.model.stages import Progress, Stages
 from guava.photo import Photo
 from guava.tracking.sequence import TrackedSequence
+from guava.training.losses import (
+    GuavaLoss,
+    LossConfig,
+    crop_parts,
+    image_l1,
+    loss_config,
+    position_loss,
+    scale_loss,
+)
+from guava.training.lpips import Lpips
 
 
 def _baseline(photo: Photo, tracked: TrackedSequence, **options: Any) -> Avatar:
@@ -66,10 +76,18 @@ def reconstruct(
 
 __all__ = [
     "GENERATORS",
+    "GuavaLoss",
+    "LossConfig",
+    "Lpips",
     "Stages",
+    "crop_parts",
+    "image_l1",
     "inverse_texture_map",
+    "loss_config",
+    "position_loss",
     "reconstruct",
     "sample_projected",
+    "scale_loss",
     "visible_faces",
     "visible_points",
 ]
