@@ -248,9 +248,7 @@ def test_seen_is_what_faces_the_camera_inside_the_picture(template):
     back = vertices[:, 2] < body.joints[0, template.joint("neck"), 2] - 0.06
     assert not seen.template[back & ~outside].any()
     assert seen.template.sum() > 1000
-    front = vertices[faces[template.part("face")].unique()]
-    nose = (vertices == front[front[:, 2].argmax()]).all(1).nonzero()[0, 0]
-    assert seen.template[nose]
+    assert seen.template[template.surface_points["nose_tip"]]
     assert not seen.uv[0][:COLLAPSED].any() and seen.uv[0].any()
 
     left_half = torch.zeros(256, 256, dtype=torch.bool)

@@ -63,6 +63,22 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class RefinerReference:
+    """The refiner that an avatar's latent channels were made for (Sec. 3.3). It is not in the avatar's file.
+
+    Attributes:
+        weights: Name of the weights that it belongs to, see :mod:`guava.model.weights`.
+        hash: SHA-256 of those weights; others of the same name would show somebody else.
+    """
+
+    weights: str
+    hash: str
+
+    def __str__(self) -> str:
+        return f"{self.weights} ({self.hash[:12]})"
+
+
+@dataclass(frozen=True)
 class Avatar:
     """A canonical avatar (Sec. 3.2).
 
@@ -72,10 +88,12 @@ class Avatar:
         template_hash: The template that all indices refer to.
         source: The photo's own view.
         provenance: Where it came from.
-        refiner: Name of the refiner that channels 3.. need, or None when the first three channels are the
-            picture.
+        refiner: The refiner that makes the picture of all channels, or None when the first three channels
+            are the picture.
         sigma_rule: How triangle sizes (sigma of Eq. 3) were measured, see
             ``guava.avatar.posing.SigmaRule``.
+        splat_conventions: Which splatter's constants the Gaussians were made for, a name in
+            ``guava.rendering.CONVENTIONS``: "gsplat", or "3dgs" (the authors' rasteriser).
     """
 
     gaussians: Gaussians
@@ -83,5 +101,6 @@ class Avatar:
     template_hash: str
     source: SourceView
     provenance: Provenance
-    refiner: str | None = None
+    refiner: RefinerReference | None = None
     sigma_rule: str = "mean_edge"
+    splat_conventions: str = "gsplat"

@@ -9,17 +9,20 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from guava.avatar.avatar import Avatar, Provenance, SourceView
+from guava.avatar.avatar import Avatar, Provenance, RefinerReference, SourceView
 from guava.avatar.gaussians import MAX_INFLUENCES, BindingKind, Gaussians, Layer
 from guava.avatar.posing import SigmaRule
 from guava.body import Identity, Pose, Template
 from guava.camera import Camera
 from guava.container import read_container, write_container
 from guava.errors import FileFormatError, TemplateMismatchError
+from guava.rendering.splatting import CONVENTIONS
 
-AVATAR_KIND, AVATAR_VERSION = "avatar", 1
+AVATAR_KIND, AVATAR_VERSION = "avatar", 2
+LARGEST_HALF = 6e4
+"""Latents beyond this would overflow in half precision and are stored in single precision."""
 
-CONVENTIONS = {
+STATED_CONVENTIONS = {
     "world": "metres, right-handed, +y up, the rest pose looks along +z",
     "camera": "OpenCV axes, X_cam = R X + t, pixel centres at half-integers",
     "rotations": "unit quaternions (w, x, y, z); joint rotations are axis-angle, radians",
@@ -51,22 +54,42 @@ _GAUSSIANS = {
 }
 
 
-def save_avatar(avatar: Avatar, path: str | os.PathLike) -> None:
-    """Write an avatar, atomically and without loss.
+def save_avatar(avatar: Avatar, path: str | os.PathLike, *, exact: bool = False) -> None:
+    """Write an avatar, atomically. Nothing is lost but the latents' lower bits.
+
+    A file gets the oldest version that can hold it: 1 without latents, refiner and other splat conventions
+    than gsplat's, so that older programs can read it.
+
+    Args:
+        avatar: What to write.
+        path: Where to.
+        exact: Keep the latents (channels 3 and on) in single precision. Half precision saves a quarter of the
+            file, and changes refined pictures by less than an eight-bit step (docs/file-formats.md).
 
     Raises:
         InputError: The file cannot be written.
-        ValueError: A Gaussian array does not have the documented shape, dtype or values, or the sigma rule is
-            unknown.
+        ValueError: A Gaussian array does not have the documented shape, dtype or values, or the sigma rule or
+            the splat conventions are unknown.
     """
     problem = _gaussians_problem(avatar.gaussians)
     if not problem and avatar.sigma_rule not in get_args(SigmaRule):
         problem = f"There is no sigma rule '{avatar.sigma_rule}'."
+    if not problem and avatar.splat_conventions not in CONVENTIONS:
+        problem = f"There are no splat conventions '{avatar.splat_conventions}'."
     if problem:
         raise ValueError(problem)
     source = avatar.source
+    gaussians = _prefixed("gaussians", avatar.gaussians)
+    channels = avatar.gaussians.features.shape[1]
+    simple = channels == 3 and avatar.refiner is None and avatar.splat_conventions == "gsplat"
+    if channels > 3:
+        latents = gaussians["gaussians.features"][:, 3:]
+        if not exact and (not latents.numel() or float(latents.abs().max()) < LARGEST_HALF):
+            latents = latents.half()
+        gaussians["gaussians.features"] = gaussians["gaussians.features"][:, :3]
+        gaussians["gaussians.latents"] = latents
     tensors = {
-        **_prefixed("gaussians", avatar.gaussians),
+        **gaussians,
         **_prefixed("identity", avatar.identity),
         **_prefixed("source.pose", source.pose),
         "source.camera.world_to_camera": source.camera.world_to_camera,
@@ -75,10 +98,11 @@ def save_avatar(avatar: Avatar, path: str | os.PathLike) -> None:
     }
     header = {
         "template_hash": avatar.template_hash,
-        "refiner": avatar.refiner,
+        "refiner": None if avatar.refiner is None else asdict(avatar.refiner),
+        "splat_conventions": avatar.splat_conventions,
         "sigma_rule": avatar.sigma_rule,
-        "channels": avatar.gaussians.features.shape[1],
-        "conventions": CONVENTIONS,
+        "channels": channels,
+        "conventions": STATED_CONVENTIONS,
         "source": {
             "name": source.name, "sha256": source.sha256, "width": source.width, "height": source.height,
             "crop_width": source.camera.width, "crop_height": source.camera.height,
@@ -86,7 +110,7 @@ def save_avatar(avatar: Avatar, path: str | os.PathLike) -> None:
         },
         "provenance": asdict(avatar.provenance),
     }
-    write_container(path, AVATAR_KIND, AVATAR_VERSION, tensors, header)
+    write_container(path, AVATAR_KIND, 1 if simple else AVATAR_VERSION, tensors, header)
 
 
 def load_avatar(path: str | os.PathLike, template: Template | None = None) -> Avatar:
@@ -103,13 +127,22 @@ def load_avatar(path: str | os.PathLike, template: Template | None = None) -> Av
     """
     tensors, header = read_container(path, AVATAR_KIND, AVATAR_VERSION)
     try:
-        gaussians = Gaussians(**{name: tensors[f"gaussians.{name}"] for name in _GAUSSIANS})
+        arrays = {name: tensors[f"gaussians.{name}"] for name in _GAUSSIANS}
+        if "gaussians.latents" in tensors:
+            arrays["features"] = torch.cat([arrays["features"], tensors["gaussians.latents"].float()], 1)
+        gaussians = Gaussians(**arrays)
         problem = _gaussians_problem(gaussians)
         if problem:
             raise FileFormatError(f"'{path}' is not a usable avatar: {problem}")
         if header["sigma_rule"] not in get_args(SigmaRule):
             raise FileFormatError(
                 f"'{path}' measures triangles by '{header['sigma_rule']}', which this version does not know.",
+                "Update guava-avatar.",
+            )
+        conventions = header.get("splat_conventions", "gsplat")
+        if conventions not in CONVENTIONS:
+            raise FileFormatError(
+                f"'{path}' was made for the splatter '{conventions}', which this version does not know.",
                 "Update guava-avatar.",
             )
         where = header["source"]
@@ -131,9 +164,10 @@ def load_avatar(path: str | os.PathLike, template: Template | None = None) -> Av
         avatar = Avatar(
             gaussians=gaussians, identity=_collect(Identity, "identity", tensors),
             template_hash=header["template_hash"], source=source, provenance=provenance,
-            refiner=header["refiner"], sigma_rule=header["sigma_rule"],
+            refiner=_refiner(header["refiner"]), sigma_rule=header["sigma_rule"],
+            splat_conventions=conventions,
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise FileFormatError(f"'{path}' is not a complete avatar file ({error}).") from error
     if template is not None and avatar.template_hash != template.hash:
         raise TemplateMismatchError(
@@ -150,6 +184,10 @@ def load_avatar(path: str | os.PathLike, template: Template | None = None) -> Av
                     f"'{path}' is not a usable avatar: its pose's {f.name} is {got}, not {wanted}."
                 )
     return avatar
+
+
+def _refiner(stated: object) -> RefinerReference | None:
+    return None if stated is None else RefinerReference(str(stated["weights"]), str(stated["hash"]))
 
 
 def _prefixed(prefix: str, record) -> dict[str, Tensor]:

@@ -8,13 +8,24 @@ from guava.rendering.mesh import (
     shade_mesh,
     vertex_normals,
 )
-from guava.rendering.splatting import GSPLAT, SplatConventions, SplatOutput, splat
+from guava.rendering.splatting import (
+    CONVENTIONS,
+    GSPLAT,
+    THREE_DGS,
+    SplatConventions,
+    SplatOutput,
+    splat,
+)
 
 __all__ = [
+    "CONVENTIONS",
     "GSPLAT",
     "MeshFragments",
     "SplatConventions",
     "SplatOutput",
+    "THREE_DGS",
+    "conventions_by_name",
+    "THREE_DGS",
     "rasterize_mesh",
     "rasterize_uv",
     "sample_texture",

@@ -1,32 +1,37 @@
 """Gaussian splatting behind one function, for any number of channels.
 
-The picture is that of gsplat's defaults. A Gaussian's covariance is projected with the Jacobian of the
-perspective map (EWA), dilated by ``eps2d``, and composited front to back, per pixel and in order of camera
-depth (equal depths in order of index)::
+A Gaussian's covariance is projected with the Jacobian of the perspective map (EWA), dilated by ``eps2d``, and
+composited front to back, per pixel and in order of camera depth (equal depths in order of index)::
 
     alpha_i = min(alpha_max, o_i exp(-d^T Sigma'^-1 d / 2)),  skipped below alpha_min
     T_i     = prod_{j < i} (1 - alpha_j),  the pixel ends before T_(i+1) <= transmittance_min
     F       = sum_i T_i alpha_i f_i + T_end * background
 
-gsplat's extents (3.33 sigma at most, less for low opacities) hold every pixel where alpha >= 1/255, so they
-bound the work and never change the picture; the backends are free to choose tighter ones.
+Two sets of conventions are named. ``GSPLAT`` gives the picture of gsplat's defaults: gsplat's extents (3.33
+sigma at most, less for low opacities) hold every pixel where alpha >= 1/255, so they bound the work and never
+change the picture; the backends are free to choose tighter ones. ``THREE_DGS`` gives that of the paper's
+release, whose rasteriser is the original 3D Gaussian Splatting one and *cuts* Gaussians: it draws one only in
+the 16 x 16 tiles that a box of three standard deviations touches, where an opaque Gaussian still has an alpha
+of 0.011. docs/rendering.md lists the differences and how far apart the two pictures are.
 """
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from guava.camera import Camera
+from guava.errors import InputError
 from guava.rendering.mesh import single_camera
 
 
 @dataclass(frozen=True)
 class SplatConventions:
-    """The constants in which splatting programs differ. The defaults are gsplat's.
+    """In what splatting programs differ. The defaults are gsplat's.
 
     Attributes:
         eps2d: Added to both variances of the projected Gaussian, square pixels.
@@ -39,6 +44,16 @@ class SplatConventions:
             of its half extents, because the linearised perspective explodes far outside the picture. With the
             tracker's camera the edges are at +-1/24, so the limit is 1.3/24 = 0.054; centres are projected
             unclamped.
+        exclusive_limits: What happens exactly at a limit. False (gsplat): a centre at ``near`` is drawn, and
+            a pixel stops before its transmittance would be ``transmittance_min``. True (3DGS): the opposite.
+        extent: Where a Gaussian is drawn. "alpha": wherever its alpha reaches ``alpha_min``. "radius" (3DGS):
+            only in the 16 x 16 tiles (from the picture's top left corner) that its square box touches, with
+            r = ceil(3 sqrt(lambda)) and p = its centre - 0.5: tiles floor((p - r) / 16) up to, not including,
+            floor((p + r + 15) / 16). lambda = m + sqrt(max(0.1, m^2 - det)), m = half the trace, is the
+            larger eigenvalue of the dilated covariance, up to the 0.1.
+        normalize_quaternions: False (3DGS): rotation matrices are made of the quaternions as they are.
+        straight_through: True (3DGS): gradients pass the clamp to ``alpha_max`` as if it were not there.
+        inverse_depth: True (3DGS): ``SplatOutput.inverse_depth`` is filled instead of ``depth``.
     """
 
     eps2d: float = 0.3
@@ -47,9 +62,36 @@ class SplatConventions:
     transmittance_min: float = 1e-4
     near: float = 0.01
     frustum_margin: float = 0.3
+    exclusive_limits: bool = False
+    extent: Literal["alpha", "radius"] = "alpha"
+    normalize_quaternions: bool = True
+    straight_through: bool = False
+    inverse_depth: bool = False
 
 
 GSPLAT = SplatConventions()
+"""gsplat's defaults."""
+
+THREE_DGS = SplatConventions(
+    alpha_max=0.99, near=0.2, exclusive_limits=True, extent="radius", normalize_quaternions=False,
+    straight_through=True, inverse_depth=True,
+)
+"""The rasteriser of the paper's release (3D Gaussian Splatting, without its optional antialiasing)."""
+
+CONVENTIONS = {"gsplat": GSPLAT, "3dgs": THREE_DGS}
+"""Conventions by the name that ``GuavaConfig.splat_conventions`` uses."""
+
+
+def conventions_by_name(name: str) -> SplatConventions:
+    """``GSPLAT`` for "gsplat", ``THREE_DGS`` for "3dgs".
+
+    Raises:
+        InputError: There are no such conventions.
+    """
+    if name not in CONVENTIONS:
+        known = ", ".join(CONVENTIONS)
+        raise InputError(f"There are no splat conventions '{name}'.", f"Choose one of: {known}.")
+    return CONVENTIONS[name]
 
 
 @dataclass(frozen=True)
@@ -61,17 +103,24 @@ class SplatOutput:
             premultiplied.
         alpha: (H, W) in [0, 1], 1 - the transmittance that is left.
         depth: (H, W) sum of weight times camera depth, in metres; **not** divided by alpha, so that it stays
-            linear in the weights and 0 where nothing is. See :attr:`mean_depth`.
+            linear in the weights and 0 where nothing is. See :attr:`mean_depth`. None if the conventions ask
+            for the inverse.
+        inverse_depth: (H, W) sum of weight / camera depth, 1/m, not divided by alpha; None unless the
+            conventions ask for it.
     """
 
     features: Tensor
     alpha: Tensor
-    depth: Tensor
+    depth: Tensor | None
+    inverse_depth: Tensor | None = None
 
     @property
     def mean_depth(self) -> Tensor:
-        """(H, W) expected depth of what is seen, ``depth / alpha``; infinite where alpha is 0."""
-        return torch.where(self.alpha > 0, self.depth / self.alpha.clamp(min=1e-12), torch.inf)
+        """(H, W) expected depth of what is seen, ``depth / alpha`` (or ``alpha / inverse_depth``); infinite
+        where alpha is 0."""
+        weight = self.alpha.clamp(min=1e-12)
+        depth = weight / self.inverse_depth if self.depth is None else self.depth / weight
+        return torch.where(self.alpha > 0, depth, torch.inf)
 
 
 def splat(
@@ -90,7 +139,7 @@ def splat(
 
     Args:
         means: (N, 3) world metres.
-        quaternions: (N, 4) rotations (w, x, y, z); normalised here.
+        quaternions: (N, 4) rotations (w, x, y, z); normalised here if the conventions say so.
         scales: (N, 3) standard deviations, metres.
         opacities: (N,) in [0, 1].
         features: (N, C).
@@ -103,7 +152,8 @@ def splat(
             * "gsplat": CUDA, differentiable;
             * "auto": "gsplat" for CUDA tensors; for CPU tensors "torch" when a gradient is asked for and
               "cpu" otherwise. Elsewhere, and on CUDA without gsplat, "torch" with a warning.
-        conventions: Constants; "gsplat" can only be used with gsplat's own.
+        conventions: The backend "gsplat" draws ``THREE_DGS`` as gsplat does, with a warning that says by how
+            much it deviates, and refuses other constants than the two named sets'.
 
     Raises:
         ValueError: Wrong shapes, NaN or infinite values, zero quaternions, opacities outside [0, 1], or a
