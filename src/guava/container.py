@@ -10,12 +10,12 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from guava import __version__
@@ -25,10 +25,21 @@ _KEY = "guava"
 _CHECKSUM = "checksum"
 
 
-def write_atomically(path: str | os.PathLike, data: bytes) -> None:
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+    torch.bool: "BOOL",
+}  # fmt: skip
+
+
+def write_atomically(path: str | os.PathLike, data: bytes | Iterable[bytes | memoryview]) -> None:
     """Write ``data`` so that ``path`` holds either its old content or all of the new one.
 
     A symbolic link keeps pointing where it did; a device or pipe is written to directly.
+
+    Args:
+        path: Where to.
+        data: All of it, or its pieces in order (so that a large file need not be in memory at once).
 
     Raises:
         InputError: The folder does not exist, is not writable, or the disk is full; nothing is left behind.
@@ -36,12 +47,14 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
     path = Path(os.path.realpath(path))
     temporary = None
     try:
+        pieces = [data] if isinstance(data, bytes) else data
         if path.exists() and not path.is_file() and not path.is_dir():
-            path.write_bytes(data)
+            with open(path, "wb") as handle:
+                handle.writelines(pieces)
             return
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as handle:
             temporary = handle.name
-            handle.write(data)
+            handle.writelines(pieces)
             handle.flush()
             os.fsync(handle.fileno())
         publish(temporary, path)
@@ -76,24 +89,45 @@ def write_container(
         header: JSON-serialisable metadata.
     """
     document = {"kind": kind, "version": version, "software": f"guava-avatar {__version__}", **header}
-    # Copies, because safetensors refuses tensors that share memory.
-    arrays = {
-        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, value in tensors.items()
-    }
     document = json.loads(json.dumps(document))
-    document[_CHECKSUM] = _checksum(arrays, document)
-    write_atomically(path, save(arrays, {_KEY: json.dumps(document, sort_keys=True)}))
+    document[_CHECKSUM] = _checksum(tensors, document)
+    write_atomically(path, _safetensors(tensors, {_KEY: json.dumps(document, sort_keys=True)}))
 
 
-def _checksum(tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
+def _bytes(value: Tensor) -> memoryview:
+    """A tensor's numbers in order; copied only if they do not lie so."""
+    return memoryview(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def _safetensors(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> Iterable[bytes | memoryview]:
+    """The pieces of a safetensors file, one tensor at a time: the library's own writers want all of them in
+    memory once more, and refuse tensors that share memory.
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    entries: dict[str, Any] = {"__metadata__": metadata}
+    start = 0
+    for name in names:
+        value = tensors[name]
+        end = start + value.numel() * value.element_size()
+        entries[name] = {
+            "dtype": _DTYPES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end],
+        }  # fmt: skip
+        start = end
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in names:
+        yield _bytes(tensors[name])
+
+
+def _checksum(tensors: Mapping[str, Tensor], header: dict[str, Any]) -> str:
     """SHA-256 over all tensors and the header; safetensors itself would not notice a flipped byte of data."""
     rest = {key: value for key, value in header.items() if key != _CHECKSUM}
     digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
     for name in sorted(tensors):
         value = tensors[name]
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+        digest.update(_bytes(value))
     return digest.hexdigest()
 
 
@@ -114,9 +148,25 @@ def read_container(
         InputError: There is no such file.
         FileFormatError: The file is damaged, of another kind, or newer than this software.
     """
+    return _read(path, kind, version, with_tensors=True)
+
+
+def read_header(path: str | os.PathLike, kind: str, version: int) -> dict[str, Any]:
+    """The header alone, without reading the tensors; the checksum is thus not verified.
+
+    Raises:
+        As :func:`read_container`.
+    """
+    return _read(path, kind, version, with_tensors=False)[1]
+
+
+def _read(
+    path: str | os.PathLike, kind: str, version: int, with_tensors: bool
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"There is no file '{path}'.")
+    tensors: dict[str, Tensor] = {}
     try:
         with safe_open(path, framework="pt") as handle:
             text = (handle.metadata() or {}).get(_KEY)
@@ -133,11 +183,12 @@ def read_container(
                     f"{version}.",
                     "Update with: pip install -U guava-avatar",
                 )
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}
+            if with_tensors:
+                tensors = {name: handle.get_tensor(name) for name in handle.keys()}
     except PermissionError as error:
         raise InputError(f"'{path}' may not be read.", "Check its permissions.") from error
     except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise FileFormatError(f"'{path}' is damaged or not a Guava file ({error}).") from error
-    if header.get(_CHECKSUM) != _checksum(tensors, header):
+    if with_tensors and header.get(_CHECKSUM) != _checksum(tensors, header):
         raise FileFormatError(f"'{path}' is damaged: its checksum does not match.", "Copy it again.")
     return tensors, header

@@ -1,0 +1,494 @@
+"""Weights of the learned system: one file each, by name, and how they get into a network.
+
+A weights file is a Guava container (kind "weights"): the tensors of the network under ``network.`` and of the
+refiner under ``refiner.``, in single or half precision, with the whole :class:`GuavaConfig`, the template that
+they belong to, a hash and their provenance in its header. Files of the user's own are in
+:func:`guava.folders.weights_folder`; embedded ones come with the package.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import torch
+from torch import Tensor, nn
+
+from guava.body import Template
+from guava.container import read_container, read_header, write_container
+from guava.errors import FileFormatError, InputError, MissingAssetError, TemplateMismatchError
+from guava.folders import weights_folder
+from guava.model.backbone import BACKBONE, module_layout, to_layout
+from guava.model.config import GuavaConfig
+
+WEIGHTS_KIND, WEIGHTS_VERSION = "weights", 1
+SUFFIX = ".weights"
+EMBEDDED = Path(__file__).parent / "data"
+Precision = Literal["float32", "float16"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Everything that was learned, and what it was learned for.
+
+    Attributes:
+        name: Short name, by which commands and avatars refer to them.
+        config: What network they belong to.
+        template_name: Template they were trained with ("open", "smplx-flame", ...).
+        template_hash: Its hash, or None where only its name and sizes are known (the authors' checkpoint:
+            their copy of SMPL-X and FLAME is not ours to hash).
+        network: State of the network, single precision; the backbone's keys as in transformers 5.
+        refiner: State of the refiner, or None without one.
+        precision: In which the tensors were stored; in memory they are float32 always.
+        provenance: JSON values: where they came from, licences, training.
+        hash: SHA-256 over config, template and tensors as stored.
+    """
+
+    name: str
+    config: GuavaConfig
+    template_name: str
+    template_hash: str | None
+    network: dict[str, Tensor]
+    refiner: dict[str, Tensor] | None
+    precision: Precision = "float32"
+    provenance: dict[str, Any] = field(default_factory=dict)
+    hash: str = ""
+
+    @property
+    def preset(self) -> str:
+        """Name of the preset that the config started from."""
+        return self.config.preset
+
+    @property
+    def reference(self) -> str:
+        """ "NAME:hash", what an avatar keeps, and :func:`load_weights` takes."""
+        return f"{self.name}:{self.hash[:16]}"
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in all tensors."""
+        return sum(t.numel() for state in (self.network, self.refiner or {}) for t in state.values())
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """What :func:`list_weights` tells without reading the tensors.
+
+    Attributes:
+        name, preset, template_name, template_hash, precision, hash, provenance: As in :class:`Weights`.
+        path: The file.
+        size: Of the file, in bytes.
+        embedded: Whether it came with the package.
+        has_refiner: Whether a refiner is in it.
+        problem: Why the file cannot be used; empty if it can (its checksum is only verified when loading).
+    """
+
+    name: str
+    path: Path
+    size: int
+    embedded: bool
+    preset: str = ""
+    template_name: str = ""
+    template_hash: str | None = None
+    precision: str = ""
+    hash: str = ""
+    has_refiner: bool = False
+    provenance: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""
+
+    @property
+    def reference(self) -> str:
+        """As :attr:`Weights.reference`."""
+        return f"{self.name}:{self.hash[:16]}"
+
+
+# --- config <-> JSON ---
+
+
+def config_to_json(config: GuavaConfig) -> dict[str, Any]:
+    """A config as JSON values."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def config_from_json(document: Any) -> GuavaConfig:
+    """What :func:`config_to_json` wrote.
+
+    Raises:
+        FileFormatError: A field is missing, unknown, of another type, or has a value that this software does
+            not know.
+    """
+    return _decode(document, GuavaConfig, "config")
+
+
+def _decode(value: Any, kind: Any, where: str) -> Any:
+    origin = get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        options = get_args(kind)
+        if value is None and type(None) in options:
+            return None
+        (kind,) = (option for option in options if option is not type(None))
+        return _decode(value, kind, where)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise FileFormatError(f"The weights' {where} is not a group of settings.")
+        hints = typing.get_type_hints(kind)
+        missing, unknown = sorted(hints.keys() - value.keys()), sorted(value.keys() - hints.keys())
+        if missing or unknown:
+            told = [f"lacks {', '.join(missing)}"] if missing else []
+            told += [f"has the unknown setting {', '.join(unknown)}"] if unknown else []
+            raise FileFormatError(
+                f"The weights' {where} {' and '.join(told)}: they were written by another version of Guava.",
+                "Update with: pip install -U guava-avatar" if unknown else "",
+            )
+        return kind(**{name: _decode(value[name], hint, f"{where}.{name}") for name, hint in hints.items()})
+    if origin is Literal:
+        if value not in get_args(kind):
+            raise FileFormatError(f"The weights' {where} is {value!r}; known are {get_args(kind)}.")
+        return value
+    if origin is tuple:
+        kinds = get_args(kind)
+        if not isinstance(value, list) or (kinds[-1] is not ... and len(value) != len(kinds)):
+            raise FileFormatError(f"The weights' {where} is {value!r}, not {len(kinds)} values.")
+        kinds = (kinds[0],) * len(value) if kinds[-1] is ... else kinds
+        return tuple(_decode(v, k, f"{where}[{i}]") for i, (v, k) in enumerate(zip(value, kinds, strict=True)))
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise FileFormatError(f"The weights' {where} is {value!r}, not {kind.__name__}.")
+    return value
+
+
+# --- files ---
+
+
+def check_name(name: str) -> str:
+    """A name that weights can have.
+
+    Raises:
+        InputError: It would not do as a file name.
+    """
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            f"'{name}' cannot be the name of weights.", "Use letters, digits, '.', '_' and '-', at most 64."
+        )
+    return name
+
+
+def save_weights(
+    weights: Weights, path: str | os.PathLike | None = None, *, precision: Precision = "float32"
+) -> Weights:
+    """Write weights, atomically.
+
+    Args:
+        weights: Their own ``hash`` and ``precision`` are ignored.
+        path: Where to; the user's folder, by name, without it.
+        precision: "float16" halves the file; values are rounded.
+
+    Returns:
+        The weights as stored: with hash, precision and, in half precision, the rounded values.
+
+    Raises:
+        InputError: The name cannot be a file's, the file cannot be written, or a value is too large for half
+            precision.
+    """
+    check_name(weights.name)
+    if path is None:
+        folder = weights_folder()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"Cannot make the folder '{folder}': {error.strerror}.") from error
+        path = folder / f"{weights.name}{SUFFIX}"
+    weights = replace(
+        weights, network=_stored_layout(weights.network, BACKBONE), refiner=weights.refiner, precision=precision
+    )
+    if precision == "float16":
+        weights = replace(
+            weights,
+            network=_halved(weights.network),
+            refiner=None if weights.refiner is None else _halved(weights.refiner),
+        )
+    tensors = {f"network.{key}": value for key, value in weights.network.items()}
+    tensors |= {f"refiner.{key}": value for key, value in (weights.refiner or {}).items()}
+    header = {
+        "name": weights.name,
+        "preset": weights.preset,
+        "config": config_to_json(weights.config),
+        "template": {"name": weights.template_name, "hash": weights.template_hash},
+        "precision": precision,
+        "refiner": weights.refiner is not None,
+        "provenance": weights.provenance,
+    }
+    header["hash"] = _digest(tensors, header)
+    write_container(path, WEIGHTS_KIND, WEIGHTS_VERSION, tensors, header)
+    return replace(_in_single_precision(weights), hash=header["hash"])
+
+
+def load_weights(name_or_path: str | os.PathLike) -> Weights:
+    """Weights by name ("official"), by what an avatar keeps ("official:0123456789abcdef"), or from a file.
+
+    Raises:
+        MissingAssetError: There are none of that name, or only others with the same name.
+        InputError: There is no such file.
+        FileFormatError: The file is damaged, incomplete, foreign or newer.
+    """
+    path, digest = _locate(name_or_path)
+    tensors, header = read_container(path, WEIGHTS_KIND, WEIGHTS_VERSION)
+    try:
+        weights = Weights(
+            name=header["name"],
+            config=config_from_json(header["config"]),
+            template_name=header["template"]["name"],
+            template_hash=header["template"]["hash"],
+            network=_section(tensors, "network."),
+            refiner=_section(tensors, "refiner.") if header["refiner"] else None,
+            precision=header["precision"],
+            provenance=header["provenance"],
+            hash=header["hash"],
+        )
+    except (KeyError, TypeError) as error:
+        raise FileFormatError(f"'{path}' is not a complete weights file ({error}).") from error
+    if digest and not weights.hash.startswith(digest):
+        raise MissingAssetError(
+            f"The weights '{weights.name}' installed here are others ({weights.hash[:16]}) than those that are "
+            f"needed ({digest}).",
+            "Install those that the avatar was made with, or make the avatar again.",
+        )
+    return _in_single_precision(weights)
+
+
+def list_weights() -> list[WeightsInfo]:
+    """All weights that this installation can use, the user's own first; a damaged file says so."""
+    return [_info(path) for path in _files()]
+
+
+def weights_info(name_or_path: str | os.PathLike) -> WeightsInfo:
+    """One of :func:`list_weights`, or of any file.
+
+    Raises:
+        MissingAssetError: There are none of that name.
+        InputError: There is no such file.
+    """
+    return _info(_locate(name_or_path)[0])
+
+
+def _files() -> list[Path]:
+    found: list[Path] = []
+    for folder in (weights_folder(), EMBEDDED):
+        if folder.is_dir():
+            found += sorted(p for p in folder.iterdir() if p.suffix == SUFFIX and not p.name.startswith("."))
+    return found
+
+
+def _locate(name_or_path: str | os.PathLike) -> tuple[Path, str]:
+    """The file, and the beginning of the hash that it must have ("" for any)."""
+    text = os.fspath(name_or_path)
+    if not isinstance(name_or_path, str) or text.endswith(SUFFIX) or os.sep in text or "/" in text:
+        return Path(text), ""
+    name, _, digest = text.partition(":")
+    same = [path for path in _files() if path.stem == name]
+    for path in same:
+        if not digest or _info(path).hash.startswith(digest):
+            return path, digest
+    if same:
+        return same[0], digest
+    there = ", ".join(path.stem for path in _files()) or "none"
+    hint = f"Installed: {there} (see: guava weights list)."
+    if name == "official":
+        hint += " The authors' checkpoint is added with: guava weights import CHECKPOINT.pt --name official"
+    raise MissingAssetError(f"There are no weights named '{name}'.", hint)
+
+
+def _info(path: Path) -> WeightsInfo:
+    known = {
+        "name": path.name.removesuffix(SUFFIX), "path": path, "embedded": path.parent == EMBEDDED,
+        "size": path.stat().st_size if path.is_file() else 0,
+    }
+    try:
+        header = read_header(path, WEIGHTS_KIND, WEIGHTS_VERSION)
+        config_from_json(header["config"])
+        return WeightsInfo(
+            **known | {"name": header["name"]},
+            preset=header["preset"],
+            template_name=header["template"]["name"],
+            template_hash=header["template"]["hash"],
+            precision=header["precision"],
+            hash=header["hash"],
+            has_refiner=header["refiner"],
+            provenance=header["provenance"],
+        )
+    except FileFormatError as error:
+        return WeightsInfo(**known, problem=str(error))
+    except (KeyError, TypeError) as error:
+        return WeightsInfo(**known, problem=f"'{path}' is not a complete weights file ({error}).")
+
+
+def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
+    facts = {key: header[key] for key in ("config", "template", "precision", "refiner")}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _section(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    out = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    for key, value in out.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise InputError(f"'{key}' has values that half precision cannot hold.", "Store single precision.")
+    return out
+
+
+def _in_single_precision(weights: Weights) -> Weights:
+    def single(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+
+    refiner = None if weights.refiner is None else single(weights.refiner)
+    return replace(weights, network=single(weights.network), refiner=refiner)
+
+
+def _stored_layout(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """With the backbone's keys as the file has them, whichever transformers the module came from."""
+    backbone = _section(state, prefix)
+    rest = {key: value for key, value in state.items() if not key.startswith(prefix)}
+    return rest | {prefix + key: value for key, value in to_layout(backbone, "transformers5").items()}
+
+
+# --- into modules ---
+
+
+@dataclass(frozen=True)
+class KeyReport:
+    """How a state differs from what a module has.
+
+    Attributes:
+        missing: Keys that the module has and the state lacks.
+        unexpected: Keys that only the state has.
+        misshapen: (key, shape in the state, shape in the module).
+    """
+
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    misshapen: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
+
+    def __bool__(self) -> bool:
+        """Whether there is any difference."""
+        return bool(self.missing or self.unexpected or self.misshapen)
+
+    def describe(self, most: int = 6) -> str:
+        """One sentence, naming at most ``most`` keys of each sort."""
+
+        def some(keys: list[str]) -> str:
+            more = f" and {len(keys) - most} more" if len(keys) > most else ""
+            return ", ".join(keys[:most]) + more
+
+        parts = []
+        if self.missing:
+            parts.append(f"{len(self.missing)} missing ({some(list(self.missing))})")
+        if self.unexpected:
+            parts.append(f"{len(self.unexpected)} unexpected ({some(list(self.unexpected))})")
+        if self.misshapen:
+            told = [f"{key} is {_by(have)} instead of {_by(want)}" for key, have, want in self.misshapen]
+            parts.append(f"{len(self.misshapen)} of another shape ({some(told)})")
+        return "; ".join(parts)
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "a number"
+
+
+def compare_keys(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor | tuple[int, ...]]
+) -> KeyReport:
+    """Keys and shapes of ``state`` against ``expected`` (tensors, meta ones too, or shapes)."""
+
+    def shape(value: Tensor | tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(value.shape if isinstance(value, Tensor) else value)
+
+    return KeyReport(
+        tuple(key for key in expected if key not in state),
+        tuple(key for key in state if key not in expected),
+        tuple(
+            (key, shape(value), shape(expected[key]))
+            for key, value in state.items()
+            if key in expected and shape(value) != shape(expected[key])
+        ),
+    )
+
+
+def check_template(weights: Weights, template: Template) -> None:
+    """Refuse weights that were trained with another template.
+
+    Raises:
+        TemplateMismatchError: Another name, or another hash where the weights know theirs.
+    """
+    if weights.template_name != template.name:
+        raise TemplateMismatchError(
+            f"The weights '{weights.name}' belong to the template '{weights.template_name}', not to "
+            f"'{template.name}'.",
+            f"Use --template {weights.template_name}, or other weights (see: guava weights list).",
+        )
+    if weights.template_hash is not None and weights.template_hash != template.hash:
+        raise TemplateMismatchError(
+            f"The weights '{weights.name}' belong to another version of the template '{template.name}' "
+            f"({weights.template_hash[:12]}, installed is {template.hash[:12]}).",
+            "Use the software or the body files that they were made with.",
+        )
+
+
+def load_into(network: nn.Module | None, refiner: nn.Module | None, weights: Weights) -> None:
+    """Copy weights into modules; every key must be there and fit.
+
+    Args:
+        network: Of ``build_network(weights.config, template)``; None to leave it out.
+        refiner: Of ``build_refiner(weights.config)``; None to leave it out.
+        weights: What to copy.
+
+    Raises:
+        TemplateMismatchError: The modules were built for a template of another size.
+        FileFormatError: Keys are missing, unexpected or of another shape; nothing was copied.
+    """
+    states = []
+    for what, module, state in (("network", network, weights.network), ("refiner", refiner, weights.refiner)):
+        if module is None:
+            continue
+        if state is None:
+            raise FileFormatError(f"The weights '{weights.name}' have no {what}.")
+        expected = module.state_dict()
+        layout = module_layout(_section(expected, BACKBONE))
+        if layout is not None:
+            backbone = to_layout(_section(state, BACKBONE), layout)
+            state = {k: v for k, v in state.items() if not k.startswith(BACKBONE)}
+            state |= {BACKBONE + key: value for key, value in backbone.items()}
+        report = compare_keys(state, expected)
+        for key, have, want in report.misshapen:
+            if key == "vertex_base_feature" and have[1:] == want[1:]:
+                raise TemplateMismatchError(
+                    f"The weights '{weights.name}' belong to the template '{weights.template_name}' with "
+                    f"{have[0]:,} vertices; the network was built for one with {want[0]:,}.",
+                    f"Use --template {weights.template_name}.",
+                )
+        if report:
+            raise FileFormatError(
+                f"The weights '{weights.name}' ({weights.preset}) do not fit the {what}: {report.describe()}."
+            )
+        states.append((module, state))
+    for module, state in states:
+        module.load_state_dict(state, strict=True)
