@@ -25,10 +25,11 @@ class EncoderConfig:
         map_size: Side of its feature maps.
         uv_channels: Channels of f_map1, for inverse texture mapping.
         template_channels: Channels of f_map2, sampled at the vertices (Eq. 2).
-        global_channels: Channels of the global ID embedding f_id.
+        global_channels: Channels of the global ID embedding f_id; for "dinov2" also the backbone's width.
         width: Channels of the dense neck, or of the compact encoder's finest level.
+        neck_channels: Channels of the dense neck's four stages; the compact encoder has none.
         pyramid: Which blocks feed the neck: the low level first, then stages 0-3. [Q] the release takes the
-            last five, 7-11, instead of blocks spread over the depth.
+            last five, 7-11, not blocks spread over the depth. No block after the last of them is built.
         global_token: What f_id is. [Q][P] The release takes the first *patch* (the picture's top-left corner)
             of the last block; "class" is the class token, the usual image embedding.
         silhouette: Whether the encoder also sees the projected body's silhouette and the person mask.
@@ -41,6 +42,7 @@ class EncoderConfig:
     template_channels: int = 128
     global_channels: int = 768
     width: int = 64
+    neck_channels: tuple[int, int, int, int] = (256, 512, 1024, 1024)
     pyramid: tuple[int, int, int, int, int] = (7, 8, 9, 10, 11)
     global_token: Literal["first_patch", "class"] = "first_patch"
     silhouette: bool = False
@@ -76,6 +78,7 @@ class UVBranchConfig:
         base_channels: Channels of the learned UV base feature.
         feature_channels: Channels that the StyleUNet (or U-Net) hands to the decoder.
         style_channels: Width of the style vectors.
+        channel_scale: Divides the StyleUNet's channels.
         noise: Noise inside the StyleUNet. [Q] The release draws fresh noise at every call, in evaluation too;
             "off" is deterministic.
         collapsed_texels: [Q] 547 texels of the release's table lie on triangles that rounding collapsed, and
@@ -91,6 +94,7 @@ class UVBranchConfig:
     base_channels: int = 32
     feature_channels: int = 96
     style_channels: int = 512
+    channel_scale: float = 1.0
     noise: Literal["off", "random"] = "random"
     collapsed_texels: Literal["origin", "drop"] = "origin"
     sample_hidden: bool = False
@@ -104,12 +108,14 @@ class RefinerConfig:
     Attributes:
         kind: "styleunet" is the paper's; "residual" is a compact network that corrects the coarse picture.
         size: Side of the picture it works on.
-        noise: See :class:`UVBranchConfig`.
+        style_channels, channel_scale, noise: See :class:`UVBranchConfig`.
         width: Channels of the compact refiner at its working resolution.
     """
 
     kind: Literal["styleunet", "residual"] = "styleunet"
     size: int = 512
+    style_channels: int = 512
+    channel_scale: float = 1.0
     noise: Literal["off", "random"] = "random"
     width: int = 64
 
