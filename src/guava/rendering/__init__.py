@@ -14,6 +14,7 @@ from guava.rendering.splatting import (
     THREE_DGS,
     SplatConventions,
     SplatOutput,
+    conventions_by_name,
     splat,
 )
 
@@ -25,7 +26,6 @@ __all__ = [
     "SplatOutput",
     "THREE_DGS",
     "conventions_by_name",
-    "THREE_DGS",
     "rasterize_mesh",
     "rasterize_uv",
     "sample_texture",

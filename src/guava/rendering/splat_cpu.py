@@ -51,33 +51,45 @@ def splat_cpu(
     behind = array(background) if background is not None else np.zeros(channels, np.float32)
     values = np.zeros((len(means), -(-(channels + 1) // 4) * 4), np.float32)
     values[:, :channels] = array(features)
+    # The kernels draw at `near` and stop at the least transmittance; the next float says the opposite.
+    near, transmittance_min = _f(conventions.near), _f(conventions.transmittance_min)
+    if conventions.exclusive_limits:
+        near = np.nextafter(near, _f(np.inf))
+        transmittance_min = np.nextafter(transmittance_min, _f(0))
     threads = numba.get_num_threads()
     with KERNEL_LOCK:
         records, boxes = _project(
             array(means), array(quaternions), array(scales), array(opacities), view, intrinsics, limits,
             camera.width, camera.height, _f(conventions.eps2d), _f(conventions.alpha_min),
-            _f(conventions.near),
+            near, conventions.normalize_quaternions, conventions.extent == "radius",
         )
-        values[:, channels] = records[:, 6]
+        if conventions.inverse_depth:
+            with np.errstate(divide="ignore"):  # of what is not drawn
+                values[:, channels] = 1 / records[:, 6]
+        else:
+            values[:, channels] = records[:, 6]
         order = _depth_order(records.view(np.uint32)[:, 6], boxes)
         starts, entries = _bin(order, boxes, camera.width, camera.height, threads)
         drawn, alpha, depth = _blend(
             starts, entries, records, boxes, values, behind, camera.width, camera.height, 4 * threads,
-            _f(conventions.alpha_max), _f(conventions.alpha_min), _f(conventions.transmittance_min),
+            _f(conventions.alpha_max), _f(conventions.alpha_min), transmittance_min,
         )
-    return SplatOutput(torch.from_numpy(drawn), torch.from_numpy(alpha), torch.from_numpy(depth))
+    depths = (None, torch.from_numpy(depth)) if conventions.inverse_depth else (torch.from_numpy(depth), None)
+    return SplatOutput(torch.from_numpy(drawn), torch.from_numpy(alpha), *depths)
 
 
 @numba.njit(cache=True, parallel=True, fastmath={"contract", "nsz"})
 def _project(
-    means, quaternions, scales, opacities, view, intrinsics, limits, width, height, eps2d, alpha_min, near
+    means, quaternions, scales, opacities, view, intrinsics, limits, width, height, eps2d, alpha_min, near,
+    normalize, radius_boxes,
 ):
     """EWA projection.
 
     Returns:
         Records (N, 8): pixel x, y; half inverse covariance a, b, c (exponent = a dx^2 + 2 b dx dy + c dy^2,
         with 2b stored); opacity; depth; unused. Boxes (N, 4): the inclusive pixel range x0, x1, y0, y1 where
-        alpha can reach ``alpha_min``; empty (x0 > x1) for what is not drawn.
+        alpha can reach ``alpha_min``, cut to the tiles of ``SplatConventions.extent``; empty (x0 > x1) for
+        what is not drawn.
     """
     count = means.shape[0]
     records = np.empty((count, 8), np.float32)
@@ -99,10 +111,11 @@ def _project(
         v = intrinsics[1, 0] * x + intrinsics[1, 1] * y + intrinsics[1, 2]
 
         qw, qx, qy, qz = quaternions[n, 0], quaternions[n, 1], quaternions[n, 2], quaternions[n, 3]
-        largest = max(max(abs(qw), abs(qx)), max(abs(qy), abs(qz)))
-        qw, qx, qy, qz = qw / largest, qx / largest, qy / largest, qz / largest
-        norm = one / np.sqrt(qw * qw + qx * qx + qy * qy + qz * qz)
-        qw, qx, qy, qz = qw * norm, qx * norm, qy * norm, qz * norm
+        if normalize:
+            largest = max(max(abs(qw), abs(qx)), max(abs(qy), abs(qz)))
+            qw, qx, qy, qz = qw / largest, qx / largest, qy / largest, qz / largest
+            norm = one / np.sqrt(qw * qw + qx * qx + qy * qy + qz * qz)
+            qw, qx, qy, qz = qw * norm, qx * norm, qy * norm, qz * norm
         r00, r01, r02 = one - two * (qy * qy + qz * qz), two * (qx * qy - qw * qz), two * (qx * qz + qw * qy)
         r10, r11, r12 = two * (qx * qy + qw * qz), one - two * (qx * qx + qz * qz), two * (qy * qz - qw * qx)
         r20, r21, r22 = two * (qx * qz - qw * qy), two * (qy * qz + qw * qx), one - two * (qx * qx + qy * qy)
@@ -150,6 +163,17 @@ def _project(
         boxes[n, 1] = np.int32(min(np.floor(u + ex - half), _f(width - 1)))
         boxes[n, 2] = np.int32(max(np.ceil(v - ey - half), _f(0)))
         boxes[n, 3] = np.int32(min(np.floor(v + ey - half), _f(height - 1)))
+        if radius_boxes:
+            # Multiples of 16, so that the blending's own tiles are wholly in or out.
+            mid = np.float64(0.5) * (np.float64(cxx) + np.float64(cyy))
+            radius = np.ceil(3 * np.sqrt(mid + np.sqrt(max(mid * mid - determinant, 0.1))))
+            # Clamped before the conversion, which is undefined beyond the integers' range.
+            left, top = max(u - 0.5 - radius, 0.0), max(v - 0.5 - radius, 0.0)
+            right, bottom = min(u + 14.5 + radius, width + 16.0), min(v + 14.5 + radius, height + 16.0)
+            boxes[n, 0] = max(boxes[n, 0], np.int32(16 * np.floor(left / 16)))
+            boxes[n, 1] = min(boxes[n, 1], np.int32(16 * np.floor(right / 16)) - 1)
+            boxes[n, 2] = max(boxes[n, 2], np.int32(16 * np.floor(top / 16)))
+            boxes[n, 3] = min(boxes[n, 3], np.int32(16 * np.floor(bottom / 16)) - 1)
         if boxes[n, 2] > boxes[n, 3]:
             boxes[n, 0], boxes[n, 1] = 1, 0
     return records, boxes

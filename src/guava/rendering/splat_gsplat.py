@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import fields
 from importlib.util import find_spec
 
 import torch
@@ -9,7 +11,10 @@ from torch import Tensor
 
 from guava.camera import Camera
 from guava.errors import MissingDependencyError
-from guava.rendering.splatting import GSPLAT, SplatConventions, SplatOutput
+from guava.rendering.splatting import GSPLAT, THREE_DGS, SplatConventions, SplatOutput
+
+DEVIATION = "see docs/rendering.md"
+"""How far gsplat's pictures are from those of ``THREE_DGS``, measured as docs/rendering.md says."""
 
 
 def gsplat_available() -> bool:
@@ -23,6 +28,10 @@ def splat_gsplat(
 ) -> SplatOutput:
     """See :func:`guava.rendering.splat`.
 
+    Of ``THREE_DGS``, gsplat takes the near limit and the inverse depth. Alphas up to 0.999, uncut extents,
+    normalised quaternions and blocked gradients of clamped alphas remain gsplat's, and a warning says so
+    (docs/rendering.md has the size of the deviation).
+
     Raises:
         MissingDependencyError: gsplat is not installed.
         ValueError: Constants that gsplat has compiled in are to be changed, the camera has skew, or its
@@ -32,9 +41,20 @@ def splat_gsplat(
         from gsplat import rasterization
     except ImportError as error:
         raise MissingDependencyError("gsplat", "gpu", "Splatting on CUDA") from error
-    fixed = ("alpha_max", "alpha_min", "transmittance_min", "frustum_margin")
-    if any(getattr(conventions, name) != getattr(GSPLAT, name) for name in fixed):
-        raise ValueError(f"The splat backend 'gsplat' cannot change {', '.join(fixed)}; use 'torch'.")
+    if conventions == THREE_DGS:
+        warnings.warn(
+            "gsplat draws the conventions '3dgs' with alphas up to 0.999 instead of 0.99 and without cutting "
+            f"Gaussians at three standard deviations: {DEVIATION}. The backend 'torch' draws them exactly.",
+            RuntimeWarning, stacklevel=3,
+        )
+    else:
+        free = ("eps2d", "near")
+        fixed = [f.name for f in fields(conventions) if f.name not in free]
+        if any(getattr(conventions, name) != getattr(GSPLAT, name) for name in fixed):
+            raise ValueError(
+                f"The splat backend 'gsplat' can only change {' and '.join(free)} of its conventions; "
+                "use 'torch'."
+            )
     if float(camera.intrinsics[0, 1]) or float(camera.intrinsics[1, 0]):
         raise ValueError("The splat backend 'gsplat' takes no intrinsics with skew or rotation.")
     if torch.is_grad_enabled() and camera.intrinsics.requires_grad:
@@ -43,13 +63,19 @@ def splat_gsplat(
         from guava.rendering.splat_torch import splat_torch
 
         return splat_torch(means, quaternions, scales, opacities, features, camera, background, conventions)
+    values = features.float()
+    if conventions.inverse_depth:
+        # Nearer ones are not drawn.
+        z = camera.to(means.device).transform(means)[:, 2].clamp(min=conventions.near)
+        values = torch.cat([values, (1 / z[:, None]).float()], 1)
     picture, alpha, _ = rasterization(
-        means.float(), quaternions.float(), scales.float(), opacities.float(), features.float(),
+        means.float(), quaternions.float(), scales.float(), opacities.float(), values,
         camera.world_to_camera.to(means).float()[None], camera.intrinsics.to(means).float()[None],
         camera.width, camera.height, near_plane=conventions.near, eps2d=conventions.eps2d, packed=False,
-        render_mode="RGB+D",
+        render_mode="RGB" if conventions.inverse_depth else "RGB+D",
     )
     drawn, depth, alpha = picture[0, ..., :-1], picture[0, ..., -1], alpha[0, ..., 0]
+    depths = (None, depth) if conventions.inverse_depth else (depth, None)
     if background is not None:
         drawn = drawn + (1 - alpha)[..., None] * background.to(drawn)
-    return SplatOutput(drawn.to(torch.float32), alpha, depth)
+    return SplatOutput(drawn.to(torch.float32), alpha, *depths)

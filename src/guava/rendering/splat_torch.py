@@ -35,7 +35,11 @@ def project_gaussians(
     y = normalized[:, 1].clamp(y_low, y_high)
     zero = torch.zeros_like(z)
     jacobian = torch.stack([1 / z, zero, -x / z, zero, 1 / z, -y / z], -1).reshape(-1, 2, 3)
-    spread = intrinsics[:2, :2] @ jacobian @ rotation @ quaternion_to_matrix(quaternions) * scales[:, None]
+    if conventions.normalize_quaternions:
+        axes = quaternion_to_matrix(quaternions)
+    else:
+        axes = unnormalized_matrix(quaternions)
+    spread = intrinsics[:2, :2] @ jacobian @ rotation @ axes * scales[:, None]
     covariance = spread @ spread.transpose(-1, -2)
     return pixels, depth, covariance + conventions.eps2d * torch.eye(2).to(means)
 
@@ -47,19 +51,24 @@ def splat_torch(
     """See :func:`guava.rendering.splat`. Memory is bounded by recomputing each tile in the backward pass."""
     pixels, depth, covariance = project_gaussians(means, quaternions, scales, camera, conventions)
     determinant = covariance[:, 0, 0] * covariance[:, 1, 1] - covariance[:, 0, 1] ** 2
-    visible = (depth >= conventions.near) & (opacities >= conventions.alpha_min) & (determinant > 0)
+    in_front = depth > conventions.near if conventions.exclusive_limits else depth >= conventions.near
+    visible = in_front & (opacities >= conventions.alpha_min) & (determinant > 0)
     order = torch.argsort(depth.detach(), stable=True)
     order = order[visible[order]]
     pixels, depth, opacities = pixels[order], depth[order], opacities[order]
     covariance, determinant = covariance[order], determinant[order, None]
     # The inverse covariance as (a, b, c): exponent = (a dx^2 + c dy^2) / 2 + b dx dy.
     conic = torch.stack([covariance[:, 1, 1], -covariance[:, 0, 1], covariance[:, 0, 0]], -1) / determinant
-    values = torch.cat([features[order], depth[:, None]], 1)
+    drawn_depth = 1 / depth if conventions.inverse_depth else depth
+    values = torch.cat([features[order], drawn_depth[:, None]], 1)
 
     with torch.no_grad():
         reach = (2 * (opacities / conventions.alpha_min).log()).clamp(min=0).sqrt()
         extent = reach[:, None] * covariance.diagonal(dim1=-2, dim2=-1).sqrt() + 1e-3
         low, high = pixels - extent, pixels + extent
+        if conventions.extent == "radius":
+            box_low, box_high = tile_boxes(pixels, covariance)
+            low, high = torch.maximum(low, box_low), torch.minimum(high, box_high)
     rows = []
     for top in range(0, camera.height, _TILE):
         row = []
@@ -78,9 +87,41 @@ def splat_torch(
         rows.append(torch.cat(row, 1))
     picture = torch.cat(rows, 0)
     drawn, depth, left = picture[..., :-2], picture[..., -2], picture[..., -1]
+    depths = (None, depth) if conventions.inverse_depth else (depth, None)
     if background is not None:
         drawn = drawn + left[..., None] * background.to(means)
-    return SplatOutput(drawn, 1 - left, depth)
+    return SplatOutput(drawn, 1 - left, *depths)
+
+
+def unnormalized_matrix(quaternion: Tensor) -> Tensor:
+    """(*B, 4) quaternions as they are -> (*B, 3, 3): a rotation only where they are unit."""
+    w, x, y, z = quaternion.unbind(-1)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return torch.stack([torch.stack(row, -1) for row in rows], -2)
+
+
+def tile_boxes(pixels: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Where 3DGS draws Gaussians, see ``SplatConventions.extent``.
+
+    Args:
+        pixels: (N, 2) centres, pixel centres at half-integers.
+        covariance: (N, 2, 2) dilated.
+
+    Returns:
+        Corners (N, 2) of the boxes in pixels: multiples of 16, not clamped to the picture.
+    """
+    determinant = torch.linalg.det(covariance)
+    mid = (covariance[:, 0, 0] + covariance[:, 1, 1]) / 2
+    largest = mid + (mid * mid - determinant).clamp(min=0.1).sqrt()
+    radius = torch.ceil(3 * largest.sqrt())[:, None]
+    centre = pixels - 0.5
+    low = torch.floor((centre - radius) / _TILE)
+    high = torch.floor((centre + radius + (_TILE - 1)) / _TILE)
+    return low * _TILE, high * _TILE
 
 
 def _composite(
@@ -100,12 +141,20 @@ def _composite(
         dx, dy = (centres[:, None] - pixels[None, part]).unbind(-1)
         a, b, c = conic[part].unbind(-1)
         exponent = 0.5 * (a * dx * dx + c * dy * dy) + b * dx * dy
-        alpha = (opacities[part] * torch.exp(-exponent)).clamp(max=conventions.alpha_max)
+        alpha = opacities[part] * torch.exp(-exponent)
+        if conventions.straight_through:
+            alpha = alpha - (alpha - conventions.alpha_max).clamp(min=0).detach()
+        else:
+            alpha = alpha.clamp(max=conventions.alpha_max)
         alpha = torch.where((alpha >= conventions.alpha_min) & (exponent >= 0), alpha, 0.0)
         after = left[:, None] * torch.cumprod(1 - alpha, 1)
         before = torch.cat([left[:, None], after[:, :-1]], 1)
         # Transmittance only falls, so "stops at the first" is the same as "takes none below the limit".
-        blended = (after > conventions.transmittance_min) & running[:, None]
+        if conventions.exclusive_limits:
+            enough = after >= conventions.transmittance_min
+        else:
+            enough = after > conventions.transmittance_min
+        blended = enough & running[:, None]
         total = total + torch.where(blended, before * alpha, 0.0) @ values[part]
         steps = blended.sum(1, keepdim=True)
         reached = torch.gather(torch.cat([left[:, None], after], 1), 1, steps)[:, 0]
