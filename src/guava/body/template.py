@@ -118,6 +118,8 @@ class Template:
             of head and body go together; a fit should penalise ``head_shape -
             expected_head_shape(body_shape)``, or a large head will sit on a small body. None where the two
             models know nothing of each other.
+        expressive_head: False is the ablation "w/o EHM" ("plain head"): the body keeps its own head, moved by
+            the body's own jaw, eyes and expression; ``head`` and ``eyelid_dirs`` are then not used.
         hash: SHA-256 over all arrays and names; avatars, motions and weights carry it.
     """
 
@@ -141,6 +143,7 @@ class Template:
     surface_points: dict[str, int]
     provenance: dict
     head_from_body: Tensor | None = None
+    expressive_head: bool = True
     hash: str = field(default="")
 
     def joint(self, name: str) -> int:
