@@ -198,7 +198,7 @@ def lite() -> GuavaConfig:
         ),
         template_branch=None,
         uv_branch=UVBranchConfig(
-            kind="residual", base_channels=16, feature_channels=64, style_channels=256, noise="off",
+            kind="residual", base_channels=16, feature_channels=32, style_channels=256, noise="off",
             collapsed_texels="drop", sample_hidden=True, second_layer=True,
         ),
         refiner=RefinerConfig(kind="residual", noise="off", width=64),

@@ -11,8 +11,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from guava.avatar.posing import triangle_frames as face_frames
 from guava.camera import Camera
-from guava.rendering import MeshFragments
+from guava.rendering import MeshFragments, rasterize_mesh
+
+_OUTSIDE = 3.0  # in grid_sample's units: no neighbour of it lies in the picture
 
 
 def sample_features(
@@ -30,12 +33,23 @@ def sample_features(
     Returns:
         (B, N, C).
     """
-    size = pixels.new_tensor([width, height])
-    grid = (2 * pixels / size - 1)[:, None]
+    grid = _grid(pixels, width, height)[:, None]
+    return _sample(features, grid, padding)[:, :, 0].transpose(1, 2)
+
+
+def _grid(pixels: Tensor, width: int, height: int) -> Tensor:
+    """Pixels (..., 2) in grid_sample's units: -1 and 1 are the picture's edges."""
+    return 2 * pixels / pixels.new_tensor([width, height]) - 1
+
+
+def _sample(features: Tensor, grid: Tensor, padding: str) -> Tensor:
+    """(B, C, Hf, Wf) at a grid (B, H, W, 2) -> (B, C, H, W)."""
+    # Half precision cannot tell neighbouring pixels of a 512 px picture apart.
+    dtype = torch.promote_types(features.dtype, torch.float32)
     sampled = torch.nn.functional.grid_sample(
-        features, grid.to(features.dtype), mode="bilinear", padding_mode=padding, align_corners=False
+        features.to(dtype), grid.to(dtype), mode="bilinear", padding_mode=padding, align_corners=False
     )
-    return sampled[:, :, 0].transpose(1, 2)
+    return sampled.to(features.dtype)
 
 
 def sample_projected(features: Tensor, points: Tensor, camera: Camera, *, padding: str = "border") -> Tensor:
@@ -57,10 +71,31 @@ def sample_projected(features: Tensor, points: Tensor, camera: Camera, *, paddin
 
 
 def visible_faces(fragments: MeshFragments, face_count: int) -> Tensor:
-    """(F,) bool: the faces that own at least one pixel of a z-buffered picture (B.4)."""
+    """(F,) bool: the faces that own at least one pixel of a z-buffered picture (B.4).
+
+    All texels of a half-hidden face count as visible, and those of a face without a pixel as hidden.
+    """
     seen = torch.zeros(face_count, dtype=torch.bool, device=fragments.face_ids.device)
     seen[fragments.face_ids[fragments.mask].long()] = True
     return seen
+
+
+@torch.no_grad()
+def source_fragments(vertices: Tensor, faces: Tensor, camera: Camera, size: int) -> list[MeshFragments]:
+    """The z-buffers, ``size`` x ``size``, of B posed meshes as their cameras see them. Back faces are drawn
+    like front faces.
+
+    Args:
+        vertices: (B, V, 3) world metres.
+        faces: (F, 3).
+        camera: One camera or a batch of B; the picture that it sees is square.
+        size: Side of the z-buffers in pixels.
+    """
+    camera = camera.resized(size, size)
+    single = camera.world_to_camera.ndim == 2
+    return [
+        rasterize_mesh(mesh, faces, camera if single else camera[b]) for b, mesh in enumerate(vertices)
+    ]
 
 
 def visible_points(points: Tensor, camera: Camera, fragments: MeshFragments, *, tolerance: float) -> Tensor:
@@ -104,24 +139,38 @@ def inverse_texture_map(
         features: (B, C, Hf, Wf), zero outside the picture.
         vertices: (B, V, 3) posed mesh, world metres.
         faces: (F, 3).
-        texels: The UV atlas, :func:`guava.rendering.rasterize_uv`.
+        texels: The UV atlas, :func:`guava.model.texels.uv_texels`. A texel whose barycentrics are all 0 lies
+            at the world's origin.
         camera: RT_s; one camera or a batch of B.
         visible: (B, F) bool, faces to keep (:func:`visible_faces`); None keeps all.
 
     Returns:
         F_uv (B, C, Ht, Wt) with 0 at empty and invisible texels, and the mask (B, Ht, Wt) of the texels that
         were filled.
+
+    Visibility of the release: the face is the nearest one at some pixel of a 512 x 512 z-buffer
+    (:func:`source_fragments`, :func:`visible_faces`).
     """
     height, width = texels.face_ids.shape
-    valid = texels.mask
-    face_ids = texels.face_ids[valid].long()
-    points = surface_points(vertices, faces, face_ids, texels.barycentrics[valid])
-    sampled = sample_projected(features, points, camera, padding="zeros")
-    kept = torch.ones(sampled.shape[:2], dtype=torch.bool, device=sampled.device)
+    face_ids = texels.face_ids.flatten().long().clamp(min=0)
+    points = surface_points(vertices, faces, face_ids, texels.barycentrics.flatten(0, 1))
+    pixels, _ = camera.project(points)
+    kept = texels.mask.flatten().expand(features.shape[0], -1)
     if visible is not None:
-        kept = visible[:, face_ids]
-    out = features.new_zeros(features.shape[0], height, width, features.shape[1])
-    out[:, valid] = sampled * kept[..., None]
-    mask = torch.zeros(features.shape[0], height, width, dtype=torch.bool, device=features.device)
-    mask[:, valid] = kept
-    return out.permute(0, 3, 1, 2), mask
+        kept = kept & visible[:, face_ids]
+    # A texel that is not kept is sampled outside the picture, where everything is 0.
+    grid = torch.where(kept[..., None], _grid(pixels, camera.width, camera.height), _OUTSIDE)
+    out = _sample(features, grid.unflatten(1, (height, width)), "zeros")
+    return out, kept.unflatten(1, (height, width))
+
+
+__all__ = [
+    "face_frames",
+    "inverse_texture_map",
+    "sample_features",
+    "sample_projected",
+    "source_fragments",
+    "surface_points",
+    "visible_faces",
+    "visible_points",
+]
