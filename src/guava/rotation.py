@@ -70,7 +70,10 @@ def matrix_to_quaternion(matrix: Tensor) -> Tensor:
         ],
         -2,
     )
-    choice = torch.stack([trace, m00, m11, m22], -1).argmax(-1)
+    # Of equal ones the diagonal's first wins, as in SciPy: only what is no rotation notices.
+    largest = torch.maximum(torch.maximum(m00, m11), m22)
+    row = torch.where(m00 == largest, 1, torch.where(m11 == largest, 2, 3))
+    choice = torch.where(trace > largest, 0, row)
     picked = torch.gather(candidates, -2, choice[..., None, None].expand(*choice.shape, 1, 4)).squeeze(-2)
     return torch.nn.functional.normalize(picked, dim=-1)
 

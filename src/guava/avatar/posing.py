@@ -2,11 +2,15 @@
 
 A triangle (v0, v1, v2) carries the frame R_t with the columns ::
 
-    a0 = unit(v1 - v0),    a1 = unit(a0 x (v2 - v0)) (its normal),    a2 = a0 x a1
+    a0 = unit(v1 - v0),    a1 = unit(a0 x (v2 - v0)) (its normal),    a2 = -unit(a1 x a0)
 
 and the size sigma. The rig of Eq. 3 places a Gaussian at
 
     mu' = sigma R_t delta_mu + sum_k b_k v_k,    s' = sigma s,    q' = quat(R_t) q.
+
+The release's barycentrics sum to a little less than one, and to zero on triangles that its UV table
+collapsed: such an anchor is drawn towards the origin of the *release's* world, where the person stands
+untranslated. Here the person is moved, so that the missing weight goes to the translation of the pose.
 
 ``Gaussians`` stores rotations and scales as they are in the rest pose, so posing multiplies by the ratio of
 the two poses: q' = quat(R_t) quat(R_t,rest)^-1 q_rest and s' = s_rest sigma / sigma_rest.
@@ -31,7 +35,7 @@ SigmaRule = Literal["mean_edge", "edge_and_height"]
 """Size of a triangle: the paper's mean edge length, or the mean of the edge v0v1 and the height over it,
 which the authors' released weights were trained with."""
 
-_TINY = 1e-12  # metres
+_TINY = 1e-10  # metres; lengths are sqrt(max(sum x^2, 1e-20)), as in the release
 _MISFIT = "The Gaussians are bound to faces, vertices or joints the template does not have."
 
 
@@ -75,12 +79,29 @@ def triangle_frames(vertices: Tensor, faces: Tensor, sigma_rule: SigmaRule = "me
     edge, side = v1 - v0, v2 - v0
     a0 = _unit(edge)
     a1 = _unit(torch.linalg.cross(a0, side, dim=-1))
-    a2 = torch.linalg.cross(a0, a1, dim=-1)
+    a2 = -_unit(torch.linalg.cross(a1, a0, dim=-1))
     if sigma_rule == "mean_edge":
         sigma = (_norm(edge) + _norm(side) + _norm(v2 - v1)) / 3
     else:
         sigma = (_norm(edge) + (a2 * side).sum(-1).abs()) / 2
     return TriangleFrames(torch.stack([a0, a1, a2], -1), sigma)
+
+
+def face_frames(
+    vertices: Tensor, faces: Tensor, sigma_rule: SigmaRule = "edge_and_height"
+) -> tuple[Tensor, Tensor]:
+    """:func:`triangle_frames` as two tensors, by default with the release's sigma.
+
+    Args:
+        vertices: (*B, V, 3) metres.
+        faces: (F, 3) vertex indices.
+        sigma_rule: "edge_and_height": sigma = (|v1 - v0| + |a2 . (v2 - v0)|) / 2; "mean_edge": the paper's.
+
+    Returns:
+        R_t (*B, F, 3, 3) with the columns a0, a1 (the normal), a2, and sigma (*B, F) metres.
+    """
+    frames = triangle_frames(vertices, faces, sigma_rule)
+    return frames.rotation, frames.sigma
 
 
 def bind_to_triangles(
@@ -285,7 +306,8 @@ def pose_gaussians(
             array(g.positions), array(g.rotations), array(g.scales), array(g.binding, torch.uint8),
             array(g.anchor, torch.int32), array(g.barycentrics), array(g.local_offset), array(g.sigma),
             array(g.triangle_rotation), array(g.skin_indices, torch.uint8), array(g.skin_weights),
-            array(output.vertices[0]), array(output.transforms[0]), array(output.joint_transforms[0]),
+            array(output.joints[0, 0] - output.rest_joints[0, 0]), array(output.vertices[0]),
+            array(output.transforms[0]), array(output.joint_transforms[0]),
             array(faces, torch.int64), sigma_rule == "mean_edge",
         )
     if not fits:
@@ -313,7 +335,9 @@ def _pose_reference(
         g = gaussians[rows]
         corners = faces.long()[g.anchor.long()]
         frames = triangle_frames(vertices, corners, sigma_rule)
-        anchors = (vertices[corners] * g.barycentrics[..., None]).sum(-2)
+        origin = output.joints[0, 0] - output.rest_joints[0, 0]  # the translation: the root turns in place
+        missing = 1 - g.barycentrics.sum(-1, keepdim=True)
+        anchors = (vertices[corners] * g.barycentrics[..., None]).sum(-2) + missing * origin
         offset = (frames.rotation @ g.local_offset[..., None]).squeeze(-1)
         turn = quaternion_multiply(matrix_to_quaternion(frames.rotation), _conjugate(g.triangle_rotation))
         means = means.index_copy(0, rows, anchors + frames.sigma[:, None] * offset)  # Eq. 3
@@ -368,7 +392,8 @@ def _conjugate(quaternion: Tensor) -> Tensor:
 
 
 def _record(kind, positions, rotations, scales, opacities, features, layer, observed, **binding) -> Gaussians:
-    """A full record of one kind, with the documented dtypes; what ``binding`` leaves out is empty."""
+    """A full record of one kind, with the documented dtypes (float64 stays); what ``binding`` leaves out is
+    empty."""
     count, device = positions.shape[0], positions.device
     empty = {
         "anchor": torch.full((count,), -1, device=device),
@@ -380,21 +405,22 @@ def _record(kind, positions, rotations, scales, opacities, features, layer, obse
         "skin_weights": torch.zeros(count, MAX_INFLUENCES, device=device),
     }
     values = {**empty, **binding}
+    real = torch.promote_types(positions.dtype, torch.float32)
     seen = torch.as_tensor(observed, dtype=torch.bool, device=device).expand(count).clone()
     return Gaussians(
-        positions=positions.float(),
-        rotations=torch.nn.functional.normalize(rotations.float(), dim=-1),
-        scales=scales.float(),
-        opacities=opacities.float(),
-        features=features.float(),
+        positions=positions.to(real),
+        rotations=torch.nn.functional.normalize(rotations.to(real), dim=-1),
+        scales=scales.to(real),
+        opacities=opacities.to(real),
+        features=features.to(real),
         binding=torch.full((count,), int(kind), dtype=torch.uint8, device=device),
         anchor=values["anchor"].to(torch.int32),
-        barycentrics=values["barycentrics"].float(),
-        local_offset=values["local_offset"].float(),
-        sigma=values["sigma"].float(),
-        triangle_rotation=values["triangle_rotation"].float(),
+        barycentrics=values["barycentrics"].to(real),
+        local_offset=values["local_offset"].to(real),
+        sigma=values["sigma"].to(real),
+        triangle_rotation=values["triangle_rotation"].to(real),
         skin_indices=values["skin_indices"].to(torch.uint8),
-        skin_weights=values["skin_weights"].float(),
+        skin_weights=values["skin_weights"].to(real),
         layer=torch.full((count,), int(layer), dtype=torch.uint8, device=device),
         observed=seen,
     )
@@ -411,7 +437,7 @@ def _quaternion(m00, m01, m02, m10, m11, m12, m20, m21, m22):
     """``matrix_to_quaternion`` of one matrix, not normalised; ties go to the same candidate."""
     one, two = _f(1.0), _f(2.0)
     trace = m00 + m11 + m22
-    if trace >= m00 and trace >= m11 and trace >= m22:
+    if trace > m00 and trace > m11 and trace > m22:
         return one + trace, m21 - m12, m02 - m20, m10 - m01
     if m00 >= m11 and m00 >= m22:
         return m21 - m12, one - trace + two * m00, m10 + m01, m02 + m20
@@ -438,7 +464,7 @@ def _length(x, y, z):
 @numba.njit(cache=True, parallel=True)
 def _pose_kernel(
     positions, rotations, rest_scales, binding, anchor, barycentrics, local_offset, sigma, triangle_rotation,
-    skin_indices, skin_weights, vertices, transforms, joints, faces, mean_edge,
+    skin_indices, skin_weights, origin, vertices, transforms, joints, faces, mean_edge,
 ):
     count = positions.shape[0]
     means = np.empty((count, 3), np.float32)
@@ -470,6 +496,8 @@ def _pose_kernel(
             length = _length(nx, ny, nz)
             nx, ny, nz = nx / length, ny / length, nz / length
             cx, cy, cz = ay * nz - az * ny, az * nx - ax * nz, ax * ny - ay * nx
+            length = _length(cx, cy, cz)
+            cx, cy, cz = cx / length, cy / length, cz / length
             if mean_edge:
                 size = (edge + _length(sx, sy, sz) + _length(sx - ex, sy - ey, sz - ez)) / _f(3.0)
             else:
@@ -477,11 +505,12 @@ def _pose_kernel(
             ratio = size / sigma[n]
             ox, oy, oz = local_offset[n, 0] * size, local_offset[n, 1] * size, local_offset[n, 2] * size
             b0, b1, b2 = barycentrics[n, 0], barycentrics[n, 1], barycentrics[n, 2]
+            missing = _f(1.0) - (b0 + b1 + b2)
             frame = (ax, nx, cx, ay, ny, cy, az, nz, cz)
             for d in range(3):
                 means[n, d] = (
                     b0 * vertices[i, d] + b1 * vertices[j, d] + b2 * vertices[k, d]
-                    + frame[3 * d] * ox + frame[3 * d + 1] * oy + frame[3 * d + 2] * oz
+                    + missing * origin[d] + frame[3 * d] * ox + frame[3 * d + 1] * oy + frame[3 * d + 2] * oz
                 )
             qw, qx, qy, qz = _quaternion(ax, nx, cx, ay, ny, cy, az, nz, cz)
             qw, qx, qy, qz = _product(
