@@ -21,6 +21,8 @@ class SourceBatch:
         rest_vertices: (B, V, 3) the same people's rest mesh (T pose, neutral face).
         camera: The source camera, batched (B, ...) or one for all; its width and height are those of the
             square crop that ``image`` shows.
+        guessed_faces: (B, F) bool or None: faces whose place is a guess (hands that were not found). They
+            hide nothing and take no colours from the picture (``lite`` only).
     """
 
     image: Tensor
@@ -28,3 +30,4 @@ class SourceBatch:
     vertices: Tensor
     rest_vertices: Tensor
     camera: Camera
+    guessed_faces: Tensor | None = None

@@ -1,0 +1,175 @@
+"""What the source picture shows of the surface: projections, visibility and colours (Eq. 6, B.4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from guava.camera import Camera
+from guava.model.lite.tables import UVTables
+from guava.model.sampling import sample_features, surface_points
+from guava.model.source import SourceBatch
+from guava.rendering import rasterize_mesh
+from guava.rendering.mesh import vertex_normals
+
+VISIBILITY_SIZE = 512
+"""Side of the z-buffer that decides what is hidden, whatever the picture's size."""
+
+TOLERANCE, INNER_TOLERANCE = 6e-3, 1e-3
+"""Metres behind the z-buffer at which a point counts as hidden; lids and lips lie close before eyes and
+teeth."""
+
+CLIFF = 0.05
+"""Metres: pixels this close (3 pixels of 512) to something so much nearer may show that instead."""
+
+FACING = 0.15
+"""Cosine of the view below which a surface is seen too grazingly for its colour."""
+
+BELOW_PICTURE = 0.06
+"""Metres of torso and legs kept below the picture's lower edge."""
+
+
+@dataclass(frozen=True)
+class SurfaceView:
+    """B source views at the M places of :class:`UVTables`. Nothing in it depends on a network's weights.
+
+    Attributes:
+        picture: (B, 5, S, S): RGB of the person on black, person mask, silhouette of the posed mesh.
+        pixels: (B, M, 2) projections, in pixels of ``width`` x ``height``.
+        width, height: Of the camera.
+        visible: (B, M) bool: its colour can be taken from the picture.
+        inside: (B, M) bool: within the picture, hidden or not.
+        kept: (B, M) bool: not cut off by the picture's lower edge.
+        colors: (B, M, 3) RGB at the projections, not premultiplied.
+        person: (B, M, 1) person mask at the projections.
+        normals: (B, M, 3) unit, in camera axes.
+        facing: (B, M, 1) cosine between normal and the direction to the camera.
+    """
+
+    picture: Tensor
+    pixels: Tensor
+    width: int
+    height: int
+    visible: Tensor
+    inside: Tensor
+    kept: Tensor
+    colors: Tensor
+    person: Tensor
+    normals: Tensor
+    facing: Tensor
+
+
+@torch.no_grad()
+def look(source: SourceBatch, tables: UVTables) -> SurfaceView:
+    """Project the surface into the source pictures. May run in a data worker; see :class:`SurfaceView`."""
+    batch, _, size, _ = source.image.shape
+    vertices = source.vertices.float()
+    camera = source.camera.to(vertices.device, torch.float32)
+    points = surface_points(vertices, tables.faces, tables.face_ids, tables.barycentrics)
+    pixels, depth = camera.project(points)
+    extent = pixels.new_tensor([camera.width, camera.height])
+    inside = ((pixels >= 0) & (pixels < extent)).all(-1) & (depth > 0)
+
+    corners = tables.faces[tables.face_ids]
+    normals = (vertex_normals(vertices, tables.faces)[:, corners] * tables.barycentrics[..., None]).sum(2)
+    rotation = camera.world_to_camera[..., :3, :3]
+    normals = torch.nn.functional.normalize(normals @ rotation.transpose(-1, -2), dim=-1)
+    direction = torch.nn.functional.normalize(camera.transform(points), dim=-1)
+    facing = -(normals * direction).sum(-1, keepdim=True)
+
+    hidden, silhouettes = [], []
+    for element in range(batch):
+        one = camera if camera.world_to_camera.ndim == 2 else camera[element]
+        guessed = None if source.guessed_faces is None else source.guessed_faces[element]
+        behind, covered = _hidden(vertices[element], pixels[element], depth[element], one, guessed, tables)
+        hidden.append(behind)
+        silhouettes.append(torch.nn.functional.adaptive_avg_pool2d(covered[None], size)[0])
+    image, mask = source.image.float(), source.mask.float()
+    sampled = sample_features(torch.cat([image, mask], 1), pixels, camera.width, camera.height)
+    person = sampled[..., 3:]
+    # The picture is colour times mask; dividing gives the colour back.
+    colors = (sampled[..., :3] / person.clamp(min=0.05)).clamp(0, 1)
+    visible = inside & ~torch.stack(hidden) & (facing[..., 0] > FACING) & (person[..., 0] > 0.5)
+    if source.guessed_faces is not None:
+        visible &= ~source.guessed_faces[:, tables.face_ids]
+    return SurfaceView(
+        torch.cat([image, mask, torch.stack(silhouettes)], 1),
+        pixels, camera.width, camera.height, visible, inside, _kept(inside, tables), colors, person, normals,
+        facing,
+    )
+
+
+def _hidden(
+    vertices: Tensor, pixels: Tensor, depth: Tensor, camera: Camera, guessed: Tensor | None, tables: UVTables
+) -> tuple[Tensor, Tensor]:
+    """(M,) bool: behind something, or beside a cliff; and the silhouette (1, Z, Z) in [0, 1]."""
+    faces = tables.faces
+    if guessed is not None:
+        # Face numbers must stay: a face of one corner has no area.
+        faces = torch.where(guessed[:, None], faces[:, :1], faces)
+    buffer = rasterize_mesh(vertices, faces, camera.resized(VISIBILITY_SIZE, VISIBILITY_SIZE))
+    far = 1e3
+    nearest = buffer.depth.clamp(max=far)
+    around = -torch.nn.functional.max_pool2d(-nearest[None], 7, 1, 3)[0]
+    cliff = (around < nearest - CLIFF) & (nearest < far)
+    cell = pixels * pixels.new_tensor([VISIBILITY_SIZE / camera.width, VISIBILITY_SIZE / camera.height])
+    column, row = cell.floor().long().clamp(0, VISIBILITY_SIZE - 1).unbind(-1)
+    slack = torch.where(tables.inner, INNER_TOLERANCE, TOLERANCE)
+    hidden = depth > nearest[row, column] + slack
+    hidden |= cliff[row, column] & ~tables.inner
+    return hidden, (nearest < far).float()[None]
+
+
+def _kept(inside: Tensor, tables: UVTables) -> Tensor:
+    """(B, M) bool: all but the body far below what the picture shows of it."""
+    height = tables.position[:, 1]
+    shown = inside & tables.trunk
+    anything = torch.where(shown.any(1, keepdim=True), shown, inside)
+    lowest = torch.where(anything, height, torch.inf).amin(1, keepdim=True) - BELOW_PICTURE
+    return ~tables.trunk | (height >= lowest) | ~inside.any(1, keepdim=True)
+
+
+def fill_colors(view: SurfaceView, tables: UVTables) -> Tensor:
+    """What unseen places start from: (B, M, 3) colours carried over the atlas from what was seen, on either
+    side, within a region of the body (:attr:`UVTables.group`); inner parts have colours of their own."""
+    batch, size, groups = len(view.visible), tables.size, tables.group_count
+    weight = view.visible + 0.25 * (mirrored_views(view, tables) & ~view.visible)
+    weight = weight * ~tables.inner
+    colors = torch.where(view.visible[..., None], view.colors, view.colors[:, tables.mirror])
+    flat = tables.group * size * size + tables.texel
+    atlas = view.colors.new_zeros(batch, groups * size * size, 4)
+    values = torch.cat([colors * weight[..., None], weight[..., None]], -1)
+    atlas = atlas.index_add(1, flat, values).view(batch * groups, size, size, 4).permute(0, 3, 1, 2)
+    filled = _pull_push(atlas, batch, groups)
+    filled = filled.permute(0, 2, 3, 1).reshape(batch, groups * size * size, 3)[:, flat]
+    return torch.where(tables.inner[:, None], tables.inner_colors, filled)
+
+
+def mirrored_views(view: SurfaceView, tables: UVTables) -> Tensor:
+    """(B, M) bool: the mirrored place is seen."""
+    return view.visible[:, tables.mirror] & tables.mirrored
+
+
+def _pull_push(atlas: Tensor, batch: int, groups: int) -> Tensor:
+    """(B G, 4, H, W) premultiplied colours and weights -> (B G, 3, H, W) without holes, from ever coarser
+    averages; a region of which nothing was seen takes the mean of all."""
+    levels = [atlas]
+    while min(levels[-1].shape[-2:]) > 1:
+        # Four texels weigh as much as what was seen of them, up to a full one.
+        total = 4 * torch.nn.functional.avg_pool2d(levels[-1], 2, ceil_mode=True)
+        levels.append(total / total[:, 3:].clamp(min=1))
+    total = levels[-1].view(batch, groups, 4).sum(1, keepdim=True)
+    # A floor keeps people of whom nothing was seen finite: they are grey.
+    mean = (total[..., :3] + 5e-7) / (total[..., 3:] + 1e-6)
+    out = mean.expand(batch, groups, 3).reshape(batch * groups, 3, 1, 1)
+    for level in reversed(levels):
+        height, width = level.shape[-2:]
+        if out.shape[-2:] != level.shape[-2:]:
+            out = torch.nn.functional.interpolate(
+                out, size=(height, width), mode="bilinear", align_corners=False
+            )
+        trust = level[:, 3:].clamp(max=1)
+        out = level[:, :3] / level[:, 3:].clamp(min=1e-6) * trust + out * (1 - trust)
+    return out
