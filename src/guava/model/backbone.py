@@ -1,15 +1,14 @@
 """DINOv2 ViT-B/14: where its weights come from, and the names that its tensors go by.
 
-Three layouts of the same tensors are met: the "official" one of the DINOv2 repository (and of the GUAVA
-authors' checkpoint), with query, key and value in one matrix; that of transformers up to 4 and of the files on
-its hub ("transformers4"); and that of transformers 5 ("transformers5"), which is the one that Guava's own files
-have.
+Three layouts of the same tensors are met: the "official" one of the DINOv2 repository and of the GUAVA
+authors' checkpoint, with query, key and value in one matrix; that of transformers up to 4 and of the files on
+its hub ("transformers4"); and that of transformers 5 ("transformers5"), which Guava's own files have.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
@@ -50,8 +49,9 @@ _QKV = {
 }
 
 
-def module_layout(state: Mapping[str, Tensor]) -> Layout | None:
-    """Which layout a backbone's state has; None if it is empty or none of the three."""
+def module_layout(state: Iterable[str]) -> Layout | None:
+    """Which layout the keys of a backbone's state have; None if there are none, or of none
+    of the three."""
     for key in state:
         if re.fullmatch(r"blocks\.\d+\.attn\.qkv\.weight", key):
             return "official"
@@ -61,7 +61,7 @@ def module_layout(state: Mapping[str, Tensor]) -> Layout | None:
     return None
 
 
-def _names(layout: Layout, blocks: int) -> dict[str, tuple[str, ...]]:
+def key_table(layout: Layout, blocks: int) -> dict[str, tuple[str, ...]]:
     """Official key -> the key, or the three of query, key and value, that hold it in another layout."""
     names = {key: (key if layout == "official" else other,) for key, other in _TOP.items()}
     for i in range(blocks):
@@ -94,8 +94,9 @@ def to_layout(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     source = module_layout(state)
     if source is None or source == layout:
         return dict(state)
-    blocks = 1 + max(int(m[1]) for key in state if (m := re.match(r"(?:blocks|encoder\.layer)\.(\d+)\.", key)))
-    have, want = _names(source, blocks), _names(layout, blocks)
+    found = (re.match(r"(?:blocks|encoder\.layer)\.(\d+)\.", key) for key in state)
+    blocks = 1 + max(int(match[1]) for match in found if match)
+    have, want = key_table(source, blocks), key_table(layout, blocks)
     out: dict[str, Tensor] = {}
     used: set[str] = set()
     for key, old in have.items():

@@ -1,8 +1,8 @@
 """Weights of the learned system: one file each, by name, and how they get into a network.
 
-A weights file is a Guava container (kind "weights"): the tensors of the network under ``network.`` and of the
-refiner under ``refiner.``, in single or half precision, with the whole :class:`GuavaConfig`, the template that
-they belong to, a hash and their provenance in its header. Files of the user's own are in
+A weights file is a Guava container (kind "weights"): the tensors of the network under ``network.`` and of
+the refiner under ``refiner.``, in single or half precision, with the whole :class:`GuavaConfig`, the template
+that they belong to, a hash and their provenance in its header. Files of the user's own are in
 :func:`guava.folders.weights_folder`; embedded ones come with the package.
 """
 
@@ -161,7 +161,8 @@ def _decode(value: Any, kind: Any, where: str) -> Any:
         if not isinstance(value, list) or (kinds[-1] is not ... and len(value) != len(kinds)):
             raise FileFormatError(f"The weights' {where} is {value!r}, not {len(kinds)} values.")
         kinds = (kinds[0],) * len(value) if kinds[-1] is ... else kinds
-        return tuple(_decode(v, k, f"{where}[{i}]") for i, (v, k) in enumerate(zip(value, kinds, strict=True)))
+        pairs = enumerate(zip(value, kinds, strict=True))
+        return tuple(_decode(inner, kind, f"{where}[{i}]") for i, (inner, kind) in pairs)
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
@@ -210,9 +211,7 @@ def save_weights(
         except OSError as error:
             raise InputError(f"Cannot make the folder '{folder}': {error.strerror}.") from error
         path = folder / f"{weights.name}{SUFFIX}"
-    weights = replace(
-        weights, network=_stored_layout(weights.network, BACKBONE), refiner=weights.refiner, precision=precision
-    )
+    weights = replace(weights, network=_stored_layout(weights.network), precision=precision)
     if precision == "float16":
         weights = replace(
             weights,
@@ -261,8 +260,8 @@ def load_weights(name_or_path: str | os.PathLike) -> Weights:
         raise FileFormatError(f"'{path}' is not a complete weights file ({error}).") from error
     if digest and not weights.hash.startswith(digest):
         raise MissingAssetError(
-            f"The weights '{weights.name}' installed here are others ({weights.hash[:16]}) than those that are "
-            f"needed ({digest}).",
+            f"The weights '{weights.name}' installed here are others ({weights.hash[:16]}) than those that "
+            f"are needed ({digest}).",
             "Install those that the avatar was made with, or make the avatar again.",
         )
     return _in_single_precision(weights)
@@ -352,7 +351,7 @@ def _halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     out = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     for key, value in out.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
-            raise InputError(f"'{key}' has values that half precision cannot hold.", "Store single precision.")
+            raise InputError(f"'{key}' has values that half precision cannot hold.", "Keep single precision.")
     return out
 
 
@@ -364,11 +363,11 @@ def _in_single_precision(weights: Weights) -> Weights:
     return replace(weights, network=single(weights.network), refiner=refiner)
 
 
-def _stored_layout(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _stored_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """With the backbone's keys as the file has them, whichever transformers the module came from."""
-    backbone = _section(state, prefix)
-    rest = {key: value for key, value in state.items() if not key.startswith(prefix)}
-    return rest | {prefix + key: value for key, value in to_layout(backbone, "transformers5").items()}
+    backbone = _section(state, BACKBONE)
+    rest = {key: value for key, value in state.items() if not key.startswith(BACKBONE)}
+    return rest | {BACKBONE + key: value for key, value in to_layout(backbone, "transformers5").items()}
 
 
 # --- into modules ---
