@@ -50,8 +50,9 @@ def build_network(config: GuavaConfig, template: Template) -> nn.Module:
 def build_refiner(config: GuavaConfig) -> nn.Module | None:
     """The refiner of a config with random weights; None in the ablation without it.
 
-    It is called as ``refiner(features, alpha)`` with the splatted features (B, C, H, W), premultiplied on
-    black, and their alpha (B, 1, H, W), and returns RGB (B, 3, H, W) in [0, 1].
+    It is called as ``refiner(features, alpha, noise="off", generator=None)`` with the splatted features
+    (B, C, H, W), premultiplied on black, and their alpha (B, 1, H, W), and returns RGB (B, 3, H, W) in
+    [0, 1]. Its ``size`` is the side of the pictures that it is made for.
     """
     if not config.ablation.refiner:
         return None

@@ -31,10 +31,12 @@ class LiteRefiner(nn.Module):
     Args:
         channels: Feature channels; the first three are the coarse RGB.
         width: Channels at a quarter of the picture's size.
+        size: Side of the pictures that it is trained on, and that an animation gives it.
     """
 
-    def __init__(self, channels: int = 32, width: int = 64):
+    def __init__(self, channels: int = 32, width: int = 64, size: int = 512):
         super().__init__()
+        self.size = size
         half = 3 * width // 4
         self.squeeze = conv(4 * (channels + 1), half, 1)
         self.down = conv(half, width, 3, 2)
@@ -45,16 +47,25 @@ class LiteRefiner(nn.Module):
         nn.init.zeros_(self.last.weight)
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, features: Tensor, alpha: Tensor) -> Tensor:
+    def forward(
+        self,
+        features: Tensor,
+        alpha: Tensor,
+        *,
+        noise: str = "off",
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """Refine B pictures.
 
         Args:
             features: (B, channels, H, W) premultiplied on black, H and W multiples of 4.
             alpha: (B, 1, H, W).
+            noise, generator: For the common interface; nothing here is random.
 
         Returns:
             (B, 3, H, W) in [0, 1], on black.
         """
+        del noise, generator
         silu = nn.functional.silu
         x = nn.functional.pixel_unshuffle(torch.cat([features, alpha], 1), 2)
         fine = silu(self.squeeze(x.contiguous(memory_format=torch.channels_last)))
@@ -72,4 +83,4 @@ def lite_refiner(config: GuavaConfig) -> LiteRefiner:
     """
     if config.refiner.kind != "residual":
         raise ValueError("LiteRefiner needs refiner.kind 'residual'.")
-    return LiteRefiner(config.channels, config.refiner.width)
+    return LiteRefiner(config.channels, config.refiner.width, config.refiner.size)
