@@ -36,10 +36,31 @@ class FaceFitConfig:
     """Linear cost of every unit where no expression regressor is available."""
     expression_sigma: float = 0.35
     """Prior spread of a unit where no expression regressor is available."""
+    coefficient_sigma: float = 1.0
+    """Prior spread of an expression coefficient that is no unit (FLAME's have unit variance)."""
+    coefficient_limit: float = 4.0
+    """Bound of such a coefficient, either way."""
+    jaw_sigma: tuple[float, float, float] = (0.25, 0.04, 0.03)
+    """Prior spread of the jaw's turn where its joint opens the mouth, radians: opening, turn, tilt."""
+    jaw_limits: tuple[tuple[float, float, float], tuple[float, float, float]] = (
+        (-0.05, -0.2, -0.2),
+        (0.8, 0.2, 0.2),
+    )
+    """Least and greatest turn of the jaw, radians."""
+    eyelid_sigma: float = 0.7
+    """Prior spread of the lids' own factors (0 open, 1 shut)."""
     shape_sigma: float = 1.0
     """Prior spread of the head's shape coefficients."""
+    shape_components: int = 150
+    """How many of the head's shape coefficients are fitted; landmarks cannot tell the last ones."""
     smooth_expression: float = 0.08
     """Spread of a unit's change from frame to frame (L_smo of Eq. 7)."""
+    smooth_coefficient: float = 0.25
+    """The same for expression coefficients that are no units."""
+    smooth_jaw: float = 0.03
+    """The same for the jaw, radians."""
+    smooth_eyelids: float = 0.15
+    """The same for the lids' own factors."""
     smooth_rotation: float = 0.05
     """Spread of the head's turn from frame to frame, radians."""
     smooth_translation: float = 0.006
@@ -76,6 +97,8 @@ class BodyFitConfig:
     """Prior spread of the hands' relative size."""
     shape_sigma: float = 1.0
     """Prior spread of the body's shape coefficients."""
+    shape_components: int = 100
+    """How many of the body's shape coefficients are fitted."""
     head_tie_sigma: float = 0.002
     """How closely the body's own eye distance follows the fitted head's, metres."""
     smooth_rotation: float = 0.009

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from guava.body import Template
+from guava.body.controls import expression_units, num_expression
 from guava.tracking.config import FaceFitConfig
 from guava.tracking.fit.face import ExpressionPrior, FaceLandmarkModel, FaceObservation
 
@@ -111,15 +112,23 @@ def expression_prior(
     """The best prior that there is for this template and landmark layout.
 
     With a measured response the mean is what it reads; otherwise there is a weak pull to zero, and
-    expressions come out weaker than they are.
+    expressions come out weaker than they are. Expression directions that are no units (FLAME's) have
+    coefficients of unit variance, of either sign.
     """
-    frames, units = observation.points.shape[0], template.head.num_expression
+    frames, units = observation.points.shape[0], num_expression(template)
+    mean = torch.zeros(frames, units, dtype=torch.float64)
+    names = expression_units(template)
+    if not names:
+        limit = torch.full((units,), config.coefficient_limit, dtype=torch.float64)
+        spread = torch.full((units,), config.coefficient_sigma, dtype=torch.float64)
+        change = torch.full((units,), config.smooth_coefficient, dtype=torch.float64)
+        precision = spread.pow(-2).expand(frames, units)
+        return ExpressionPrior(mean, precision, torch.zeros_like(limit), -limit, limit, change)
     upper = torch.ones(units, dtype=torch.float64)
-    for i, name in enumerate(template.expression_names):
+    for i, name in enumerate(names):
         if name in UNSEEN_UNITS:
             upper[i] = 0
-    mean = torch.zeros(frames, units, dtype=torch.float64)
-    gaze = torch.tensor([name.startswith("eyeLook") for name in template.expression_names])
+    gaze = torch.tensor([name.startswith("eyeLook") for name in names])
     response = load_response(template.hash, observation.layout)
     if response is None or observation.depth is None:
         # Gaze goes to the eye joints then: lids and irises alone cannot tell the units apart.
@@ -139,7 +148,9 @@ def expression_prior(
         mean,
         spread.pow(-2).expand(frames, units),
         torch.full((units,), sparsity, dtype=torch.float64),
+        torch.zeros_like(upper),
         upper,
+        torch.full((units,), config.smooth_expression, dtype=torch.float64),
     )
 
 

@@ -10,12 +10,13 @@ All parts are tracked in one crop, so the affine maps A_f, A_h of Eq. 8 are the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from guava.body import Identity, Pose, Template
+from guava.body import EHM, Identity, Pose, Template
+from guava.body.ehm import JAW, LEFT_EYE, RIGHT_EYE
 from guava.camera import Camera
 from guava.rotation import axis_angle_to_matrix
 from guava.tracking.config import BodyFitConfig
@@ -27,9 +28,9 @@ from guava.tracking.fit.chain import (
     rest_jacobian,
     rotation_jacobian,
 )
-from guava.tracking.fit.face import FaceFit, FaceLandmarkModel, project_with_jacobian
+from guava.tracking.fit.face import FaceFit, FaceLandmarkModel, project_with_jacobian, rest_joints
 from guava.tracking.fit.hand import HandFit, add_pose_prior, relative_rotation
-from guava.tracking.fit.offsets import body_offset, hand_offsets
+from guava.tracking.fit.offsets import body_offset, hand_offsets, offsets_known
 from guava.tracking.fit.solver import NormalEquations, Smoothness, huber_cost, minimise, robust_weight
 from guava.tracking.priors import (
     FINGERS,
@@ -93,7 +94,12 @@ class BodyFit:
 
 
 class BodyPoints:
-    """All points that the body stage looks at, linear in the shared values (shape, dJ, hand size)."""
+    """All points that the body stage looks at, linear in the shared values (shape, dJ, hand size).
+
+    Where joints are regressed from the edited mesh, they depend on the frame's expression as well, which the
+    face stage has found: rest positions are then (T, ..., 3), else (..., 3). What is left out is second order
+    (hand size times shape).
+    """
 
     def __init__(
         self,
@@ -102,64 +108,139 @@ class BodyPoints:
         anchors: FaceLandmarkModel,
         chosen: list[int],
         joints: tuple[str, ...],
+        components: int,
     ):
         body = template.body
         count = body.num_joints
         parents = body.parents.tolist()
-        self.joint_count, self.shape_count = count, body.num_shape
+        self.joint_count, self.shape_count = count, min(body.num_shape, components)
+        shape = slice(0, self.shape_count)
         self.offset_joints = [j for j, name in enumerate(body.joint_names) if name not in _NO_OFFSET]
         self.shared = self.shape_count + 3 * len(self.offset_joints) + 1
-        self.rest_joints = body.joints_template.double()
+        own_joints, own_dirs, _ = rest_joints(template, body)
+        self.rest_joints = own_joints
         self.joint_dirs = torch.zeros(count, 3, self.shared, dtype=torch.float64)
-        self.joint_dirs[..., : self.shape_count] = body.joints_shape_dirs.double()
+        self.joint_dirs[..., shape] = own_dirs[..., shape]
         for n, joint in enumerate(self.offset_joints):
             column = self.shape_count + 3 * n
             self.joint_dirs[joint, :, column : column + 3] = torch.eye(3, dtype=torch.float64)
-        for side, name in enumerate(SIDES):
-            fingers = finger_joint_ids(template, name)
-            self.joint_dirs[fingers, :, -1] = self.rest_joints[fingers] - template.hand_centers[side].double()
+        # The body's own eyes, at which the head hangs (e of Eq. 1).
+        eyes = [template.joint("left_eye_smplhf"), template.joint("right_eye_smplhf")]
+        self.eyes, self.eye_dirs = own_joints[eyes], self.joint_dirs[eyes]
+        if template.regress_joints:
+            self.rest_joints, by_shape, by_growth = _regressed(template, face, own_dirs[eyes].mean(0))
+            self.joint_dirs[..., shape] = by_shape[..., shape]
+            self.joint_dirs[..., -1] = by_growth
+        else:
+            for side, name in enumerate(SIDES):
+                fingers = finger_joint_ids(template, name)
+                centre = template.hand_centers[side].double()
+                self.joint_dirs[fingers, :, -1] = self.rest_joints[fingers] - centre
 
         # The joints themselves, then the detector's body points, hand points, and the face stage's anchors.
-        attached, points, dirs = list(range(count)), list(self.rest_joints), list(self.joint_dirs)
+        attached = list(range(count))
+        points, dirs = list(self.rest_joints.unbind(-2)), list(self.joint_dirs)
+        measured = offsets_known(template)
+        nowhere = torch.zeros(21, 3, dtype=torch.float64)
         for name in joints:
             joint = template.joint(name)
             attached.append(parents[joint])
-            points.append(self.rest_joints[joint] + body_offset(name))
+            points.append(points[joint] + (body_offset(name) if measured else nowhere[0]))
             dirs.append(self.joint_dirs[joint])
         for side, name in enumerate(SIDES):
             centre = template.hand_centers[side].double()
-            offsets = hand_offsets(name)
+            offsets = hand_offsets(name) if measured else nowhere
             for n, joint in enumerate(finger_joints(template, name)):
                 if joint >= 0:
                     attached.append(joint if n == 0 else parents[joint])
-                    points.append(self.rest_joints[joint] + offsets[n])
+                    points.append(points[joint] + offsets[n])
                     dirs.append(self.joint_dirs[joint])
                     continue
                 finger = FINGERS[(n - 1) // 4]
                 tip = template.surface_points[f"{name}_{finger}_tip"]
                 moved = torch.zeros(3, self.shared, dtype=torch.float64)
-                moved[:, : self.shape_count] = body.shape_dirs[tip].double()
+                moved[:, shape] = body.shape_dirs[tip, :, shape].double()
                 moved[:, -1] = body.v_template[tip].double() - centre
                 attached.append(template.joint(f"{name}_{finger}3"))
                 points.append(body.v_template[tip].double() + offsets[n])
                 dirs.append(moved)
-        eyes = [template.joint("left_eye_smplhf"), template.joint("right_eye_smplhf")]
-        own = (anchors.joints + anchors.joints_shape_dirs @ face.shape).mean(0)
-        # e of Eq. 1: the head hangs at the body's eyes.
-        local = (anchors.base + anchors.shape_dirs @ face.shape)[chosen] - own
         attached += [template.joint("head")] * len(chosen)
-        points += list(local + self.rest_joints[eyes].mean(0))
-        dirs += [self.joint_dirs[eyes].mean(0)] * len(chosen)
+        if anchors.plain:
+            points += list(anchors.base[chosen] + self.eyes.mean(0))
+            moved = self.eye_dirs.mean(0).expand(len(chosen), -1, -1).clone()
+            moved[..., shape] += anchors.shape_dirs[chosen][..., shape]
+            dirs += list(moved)
+        else:
+            own = anchors.joints + anchors.joints_shape_dirs @ face.shape
+            if template.regress_joints:
+                own = own + torch.einsum("jce,te->tjc", anchors.joints_expression_dirs, face.expression)
+            local = (anchors.base + anchors.shape_dirs @ face.shape)[chosen]
+            hung = local - own.mean(-2, keepdim=True) + self.eyes.mean(0)
+            points += list(hung.unbind(-2))
+            dirs += [self.eye_dirs.mean(0)] * len(chosen)
 
         self.skeleton = Skeleton.build(parents, attached)
-        self.rest_points, self.point_dirs = torch.stack(points), torch.stack(dirs)
+        self.rest_points = torch.stack(torch.broadcast_tensors(*points), -2)
+        self.point_dirs = torch.stack(dirs)
         first = count + len(joints)
         self.body = torch.arange(count, first)
         self.hands = torch.arange(first, first + 42).reshape(2, 21)
         self.anchors = torch.arange(first + 42, len(attached))
 
-    def rest(self, shared: Tensor) -> tuple[Tensor, Tensor]:
-        return self.rest_joints + self.joint_dirs @ shared, self.rest_points + self.point_dirs @ shared
+    def rest(self, shared: Tensor, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Rest joints and points of some frames."""
+        joints, points = (
+            values if values.ndim == 2 else values[rows] for values in (self.rest_joints, self.rest_points)
+        )
+        return joints + self.joint_dirs @ shared, points + self.point_dirs @ shared
+
+
+def _regressed(template: Template, face: FaceFit, shift_dirs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Joints regressed from the edited mesh of the mean body with the fitted face.
+
+    Args:
+        template: Regresses joints.
+        face: Its shape, expression, jaw, lids and eyes make the head.
+        shift_dirs: (3, S) how the head is carried by the body's shape (its eyes).
+
+    Returns:
+        (T, J, 3) joints; (J, 3, S) their directions by body shape; (J, 3) by the hands' relative growth.
+    """
+    body = template.body
+    regressor = body.joint_regressor.double()
+    dirs = body.shape_dirs.double()
+    if template.expressive_head:
+        dirs = dirs.clone()
+        blend = template.head_blend.double()[:, None, None]
+        ids = template.head_vertex_ids
+        dirs[ids] += blend * (shift_dirs - dirs[ids])
+    growth = torch.zeros(body.num_vertices, 3, dtype=torch.float64)
+    for ids, centre in zip(template.hand_vertex_ids, template.hand_centers.double(), strict=True):
+        growth[ids] += body.v_template[ids].double() - centre
+    model = EHM(template).requires_grad_(False)
+    identity, joints = Identity.neutral(template), []
+    if template.expressive_head:
+        identity = replace(identity, head_shape=face.shape[None].float())
+    turns = torch.zeros(len(face.jaw), body.num_joints, 3)
+    turns[:, JAW], turns[:, LEFT_EYE : RIGHT_EYE + 1] = face.jaw.float(), face.eyes.float()
+    for first in range(0, len(turns), _SUB_BATCH):
+        rows = slice(first, first + _SUB_BATCH)
+        pose = _face_pose(template, turns[rows], face, rows)
+        joints.append(model.rest(identity, pose)[1].double())
+    return (
+        torch.cat(joints),
+        torch.einsum("jv,vcs->jcs", regressor, dirs),
+        regressor @ growth,
+    )
+
+
+def _face_pose(template: Template, joints: Tensor, face: FaceFit, rows: slice) -> Pose:
+    """A pose with these joints (T, J, 3) and the fitted face's expression and lids."""
+    rest = Pose.rest(template, len(joints))
+    expression = face.expression[rows].float()
+    if not template.expressive_head:
+        return replace(rest, joints=joints, body_expression=expression)
+    return replace(rest, joints=joints, expression=expression, eyelids=face.eyelids[rows].float())
 
 
 def fit_body(
@@ -193,8 +274,9 @@ def fit_body(
     anchors = FaceLandmarkModel(
         template, "mediapipe478" if "mediapipe478" in template.landmarks else "ibug68"
     )
-    chosen = list(range(0, anchors.base.shape[0], 16))
-    model = BodyPoints(template, face, anchors, chosen, observation.joints)
+    placed = (anchors.weights > 0).nonzero()[:, 0].tolist()
+    chosen = placed[:: max(1, len(placed) // 30 + (len(placed) > 30))]
+    model = BodyPoints(template, face, anchors, chosen, observation.joints, config.shape_components)
     body_joints = body_joint_ids(template)
     finger_ids = [finger_joint_ids(template, side) for side in SIDES]
     moving = torch.tensor(body_joints + finger_ids[0] + finger_ids[1])
@@ -219,7 +301,7 @@ def fit_body(
     def posed_at(values: Tensor, shared: Tensor, rows: slice) -> tuple[PosedChain, Tensor]:
         full = torch.zeros(values[rows].shape[0], model.joint_count, 3, dtype=torch.float64)
         full[:, moving] = values[rows, :angles].reshape(-1, len(moving), 3)
-        joints, points = model.rest(known if fixed else shared)
+        joints, points = model.rest(known if fixed else shared, rows)
         return pose_chain(model.skeleton, full, values[rows, angles:], joints, points), full
 
     def build(values: Tensor, shared: Tensor) -> NormalEquations:
@@ -335,7 +417,6 @@ def fit_body(
                 direction_spread[rows],
             )
 
-    eyes = [template.joint("left_eye_smplhf"), template.joint("right_eye_smplhf")]
     head_eyes = anchors.joints + anchors.joints_shape_dirs @ face.shape
     head_span = head_eyes[0] - head_eyes[1]
 
@@ -354,9 +435,11 @@ def fit_body(
             ]
         )
         equations.add_shared_prior(shared, precision, slice(0, model.shared))
+        if anchors.plain:
+            return
         # The head's size and the body's are tied: the body's own eyes lie as far apart as the fitted head's.
-        span = model.rest_joints[eyes[0]] - model.rest_joints[eyes[1]]
-        slope = (model.joint_dirs[eyes[0]] - model.joint_dirs[eyes[1]])[0] / config.head_tie_sigma
+        span = model.eyes[0] - model.eyes[1]
+        slope = (model.eye_dirs[0] - model.eye_dirs[1])[0] / config.head_tie_sigma
         residual = (span - head_span)[0] / config.head_tie_sigma + slope @ shared
         equations.cost = equations.cost + 0.5 * residual.square()
         equations.shared_gradient += slope * residual
@@ -463,24 +546,23 @@ def _initial_values(
 
 
 def _identity(template: Template, model: BodyPoints, shared: Tensor, face: FaceFit) -> Identity:
-    offsets = torch.zeros(model.joint_count, 3, dtype=torch.float64)
-    span = shared[model.shape_count : -1].reshape(-1, 3)
-    offsets[model.offset_joints] = span
-    grow = shared[-1]
-    offsets += model.joint_dirs[..., -1] * grow
-    return Identity(
-        shared[None, : model.shape_count].float(),
-        face.shape[None].float(),
-        offsets[None].float(),
-        torch.ones(1, 3),
-        torch.full((1, 3), 1 + float(grow)),
+    neutral = Identity.neutral(template)
+    offsets, shape = neutral.joint_offsets, neutral.body_shape
+    offsets[0, model.offset_joints] = shared[model.shape_count : -1].reshape(-1, 3).float()
+    shape[0, : model.shape_count] = shared[: model.shape_count].float()
+    head_shape = face.shape[None].float() if template.expressive_head else neutral.head_shape
+    growth = 1 + float(shared[-1])
+    return replace(
+        neutral,
+        body_shape=shape,
+        head_shape=head_shape,
+        joint_offsets=offsets,
+        hand_scale=torch.full((1, 3), growth),
     )
 
 
 def _pose(template: Template, full: Tensor, translation: Tensor, face: FaceFit) -> Pose:
     joints = full.clone()
-    joints[:, 23:25] = face.eyes
-    rest = Pose.rest(template, full.shape[0])
-    return Pose(
-        joints.float(), face.expression.float(), rest.body_expression, rest.eyelids, translation.float()
-    )
+    joints[:, JAW], joints[:, LEFT_EYE : RIGHT_EYE + 1] = face.jaw, face.eyes
+    pose = _face_pose(template, joints.float(), face, slice(None))
+    return replace(pose, translation=translation.float())

@@ -82,18 +82,19 @@ def pose_chain(
         skeleton: K joints, N points.
         axis_angle: (T, K, 3).
         translation: (T, 3).
-        rest_joints: (K, 3).
-        rest_points: (N, 3).
+        rest_joints: (K, 3), or (T, K, 3) where they differ from frame to frame.
+        rest_points: (N, 3) or (T, N, 3).
     """
     local = axis_angle_to_matrix(axis_angle)
-    rotations, joints = [local[:, 0]], [rest_joints[0] + translation]
+    rotations, joints = [local[:, 0]], [rest_joints[..., 0, :] + translation]
     for k in range(1, len(skeleton.parents)):
         parent = skeleton.parents[k]
         rotations.append(rotations[parent] @ local[:, k])
-        joints.append(joints[parent] + rotations[parent] @ (rest_joints[k] - rest_joints[parent]))
+        bone = rest_joints[..., k, :] - rest_joints[..., parent, :]
+        joints.append(joints[parent] + (rotations[parent] @ bone[..., None])[..., 0])
     world, posed = torch.stack(rotations, 1), torch.stack(joints, 1)
     carrier = skeleton.attached
-    offset = rest_points - rest_joints[carrier]
+    offset = rest_points - rest_joints[..., carrier, :]
     points = posed[:, carrier] + (world[:, carrier] @ offset[..., None])[..., 0]
     return PosedChain(world, posed, points)
 

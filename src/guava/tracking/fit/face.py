@@ -8,6 +8,10 @@ whole face cancel in them. Where the template has eyeLook units and a landmark r
 gaze is in those units (they move the lids as well) and is fitted with the face; elsewhere it is in the eye
 joints, in a stage of its own. L_reg pulls the expression towards what the expression regressor reads (see
 :mod:`guava.tracking.expression`), not towards zero.
+
+Where no unit opens the jaw (FLAME's expression directions), the jaw joint and the lids' own directions are
+fitted with the expression. A template with a plain head is fitted in the same way: its body is the model
+then, with the body's own shape, expression, jaw and eyes.
 """
 
 from __future__ import annotations
@@ -17,7 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from guava.body import Template
+from guava.body import LinearModel, Template
+from guava.body.controls import jaw_by_joint
+from guava.body.ehm import HEAD_JAW, HEAD_LEFT_EYE, HEAD_RIGHT_EYE, JAW, LEFT_EYE, RIGHT_EYE
 from guava.camera import Camera
 from guava.rotation import axis_angle_to_matrix, matrix_to_axis_angle
 from guava.tracking.config import FaceFitConfig
@@ -187,19 +193,23 @@ class FaceObservation:
 
 @dataclass(frozen=True)
 class ExpressionPrior:
-    """What is believed about the units before fitting.
+    """What is believed about the expression before fitting: ARKit's units, or coefficients.
 
     Attributes:
         mean: (T, E).
         precision: (T, E) inverse squared spread.
-        sparsity: (E,) linear cost.
+        sparsity: (E,) linear cost, only with ``lower`` = 0.
+        lower: (E,) bounds.
         upper: (E,) bounds; 0 pins a unit that the landmarks cannot show.
+        change: (E,) spread of the change from frame to frame.
     """
 
     mean: Tensor
     precision: Tensor
     sparsity: Tensor
+    lower: Tensor
     upper: Tensor
+    change: Tensor
 
 
 @dataclass(frozen=True)
@@ -207,12 +217,14 @@ class FaceFit:
     """Result of the face and eye stages.
 
     Attributes:
-        shape: (S,) beta_f.
-        expression: (T, E) psi_f.
+        shape: (S,) beta_f; of a plain head beta_b as the face alone shows it.
+        expression: (T, E) psi_f; of a plain head the body's own expression.
         eyes: (T, 2, 3) axis-angle of the left and right eye.
         rotation: (T, 3) axis-angle of the head in the world.
         translation: (T, 3) of the head model's origin.
         error: (T,) mean landmark distance, percent of the outer-eye distance; NaN without a face.
+        jaw: (T, 3) axis-angle of the jaw; 0 where units open it.
+        eyelids: (T, L) factors of ``Template.eyelid_dirs``.
     """
 
     shape: Tensor
@@ -221,26 +233,43 @@ class FaceFit:
     rotation: Tensor
     translation: Tensor
     error: Tensor
+    jaw: Tensor
+    eyelids: Tensor
 
 
 class FaceLandmarkModel:
-    """The landmarks of the neutral-pose head, linear in shape and expression (float64).
+    """The landmarks of the neutral-pose head (float64): linear in shape, expression and lids; the jaw turns.
+
+    ``jaw_share (R - I)(x - J)`` is what the jaw's rotation R about its joint J adds to a vertex x, as in
+    :meth:`guava.body.EHM.head`; over a landmark's triangle it is summed exactly, which needs the vertices'
+    positions weighted with their jaw shares (``hinged_*``).
 
     Attributes:
         base: (L, 3), shape_dirs: (L, 3, S), expression_dirs: (L, 3, E), weights: (L,) trust in each
             embedding.
-        joints: (2, 3) eye joints, left and right; joints_shape_dirs: (2, 3, S).
+        eyelid_dirs: (L, 3, K).
+        joints: (2, 3) eye joints, left and right; joints_shape_dirs: (2, 3, S), joints_expression_dirs:
+            (2, 3, E).
         eye_weights: (2, L) how far each landmark follows the left and the right eyeball.
+        jaw_moves: Whether the jaw joint is a parameter: no unit opens the mouth.
+        plain: Whether the head is the body's own. Its frame's origin is then between the eyes, whatever the
+            body's shape.
     """
 
     def __init__(self, template: Template, embedding: str):
-        head = template.head
+        self.plain = not template.expressive_head
+        head = template.body if self.plain else template.head
+        jaw, *eyes = (
+            (JAW, LEFT_EYE, RIGHT_EYE) if self.plain else (HEAD_JAW, HEAD_LEFT_EYE, HEAD_RIGHT_EYE)
+        )
         table = template.landmarks[embedding]
         slot = torch.full((template.body.num_vertices,), -1)
-        slot[template.head_vertex_ids] = torch.arange(len(template.head_vertex_ids))
+        rows = torch.arange(template.body.num_vertices) if self.plain else template.head_vertex_ids
+        slot[rows] = torch.arange(len(rows))
         corners = slot[template.faces[table.faces]]
-        if bool((corners < 0).any()):
+        if bool((corners[table.weights > 0] < 0).any()):
             raise ValueError(f"The embedding '{embedding}' leaves the head model.")
+        corners = corners.clamp(min=0)
         weights = table.barycentrics.double()
 
         def at(values: Tensor) -> Tensor:
@@ -248,17 +277,107 @@ class FaceLandmarkModel:
 
         self.base, self.shape_dirs = at(head.v_template), at(head.shape_dirs)
         self.expression_dirs, self.weights = at(head.expression_dirs), table.weights.double()
-        self.joints = head.joints_template[[3, 4]].double()
-        self.joints_shape_dirs = head.joints_shape_dirs[[3, 4]].double()
-        self.eye_weights = at(head.weights)[:, [3, 4]].T
+        lids = template.eyelid_dirs.new_zeros(len(rows), 3, 0) if self.plain else template.eyelid_dirs
+        self.eyelid_dirs = at(lids)
+        all_joints, shape_dirs, expression_dirs = rest_joints(template, head)
+        self.joints, self.joints_shape_dirs = all_joints[eyes], shape_dirs[eyes]
+        self.joints_expression_dirs = expression_dirs[eyes]
+        if self.plain:
+            middle = [values[eyes].mean(0) for values in (all_joints, shape_dirs, expression_dirs)]
+            self.base, self.joints = self.base - middle[0], self.joints - middle[0]
+            self.shape_dirs = self.shape_dirs - middle[1]
+            self.joints_shape_dirs = self.joints_shape_dirs - middle[1]
+            self.expression_dirs = self.expression_dirs - middle[2]
+            self.joints_expression_dirs = self.joints_expression_dirs - middle[2]
+        self.eye_weights = at(head.weights)[:, eyes].T
+        share = head.weights[:, jaw]
+        self.jaw_share = at(share)
+        self.jaw_moves = jaw_by_joint(template) and bool((self.jaw_share > 0).any())
+        if self.jaw_moves:
+            self.jaw_joint = all_joints[jaw]
+            self.jaw_shape_dirs, self.jaw_expression_dirs = shape_dirs[jaw], expression_dirs[jaw]
+            self.hinged_base = at(share[:, None] * head.v_template)
+            self.hinged_shape_dirs = at(share[:, None, None] * head.shape_dirs)
+            self.hinged_expression_dirs = at(share[:, None, None] * head.expression_dirs)
+            # Columns of the jaw's rotation among the pose correctives; there may be none at all.
+            columns = slice(9 * (jaw - 1), 9 * jaw)
+            self.pose_dirs = at(head.pose_dirs[..., columns])
+            self.hinged_pose_dirs = at(share[:, None, None] * head.pose_dirs[..., columns])
 
-    def points(self, shape: Tensor, expression: Tensor) -> Tensor:
-        """(S,), (T, E) -> (T, L, 3) in the head model's frame, eyes at rest."""
-        return (
+    def points(
+        self, shape: Tensor, expression: Tensor, jaw: Tensor | None = None, eyelids: Tensor | None = None
+    ) -> Tensor:
+        """(S,), (T, E), (T, 3), (T, K) -> (T, L, 3) in the head model's frame, eyes at rest."""
+        out = (
             self.base
             + self.shape_dirs @ shape
             + torch.einsum("lce,te->tlc", self.expression_dirs, expression)
         )
+        if jaw is not None and self.jaw_moves:
+            arm, swing = self._jaw(shape, expression, jaw)
+            out = out + arm @ swing.transpose(1, 2)
+            if self.pose_dirs.shape[-1]:
+                out = out + torch.einsum("lck,tk->tlc", self.pose_dirs, swing.flatten(1))
+        if eyelids is not None and eyelids.shape[-1]:
+            out = out + torch.einsum("lck,tk->tlc", self.eyelid_dirs, eyelids)
+        return out
+
+    def _jaw(self, shape: Tensor, expression: Tensor, jaw: Tensor) -> tuple[Tensor, Tensor]:
+        """Arms (T, L, 3) from the jaw joint, times the jaw's share; and R - I (T, 3, 3)."""
+        swing = axis_angle_to_matrix(jaw) - torch.eye(3, dtype=torch.float64)
+        joint = self.jaw_joint + self.jaw_shape_dirs @ shape + expression @ self.jaw_expression_dirs.T
+        arm = (
+            self.hinged_base
+            + self.hinged_shape_dirs @ shape
+            + torch.einsum("lce,te->tlc", self.hinged_expression_dirs, expression)
+        )
+        if self.hinged_pose_dirs.shape[-1]:
+            arm = arm + torch.einsum("lck,tk->tlc", self.hinged_pose_dirs, swing.flatten(1))
+        return arm - self.jaw_share[:, None] * joint[:, None], swing
+
+    def shape_jacobian(self, jaw: Tensor) -> Tensor:
+        """Derivative of the points by the shape, (T, L, 3, S)."""
+        direct = self.shape_dirs.expand(jaw.shape[0], -1, -1, -1)
+        if not self.jaw_moves:
+            return direct
+        return direct + self._swung(self.hinged_shape_dirs, self.jaw_shape_dirs, jaw)
+
+    def expression_jacobian(self, jaw: Tensor) -> Tensor:
+        """Derivative of the points by the expression, (T, L, 3, E)."""
+        direct = self.expression_dirs.expand(jaw.shape[0], -1, -1, -1)
+        if not self.jaw_moves:
+            return direct
+        return direct + self._swung(self.hinged_expression_dirs, self.jaw_expression_dirs, jaw)
+
+    def _swung(self, hinged: Tensor, joint: Tensor, jaw: Tensor) -> Tensor:
+        swing = axis_angle_to_matrix(jaw) - torch.eye(3, dtype=torch.float64)
+        return torch.einsum("tij,lje->tlie", swing, hinged - self.jaw_share[:, None, None] * joint)
+
+    def jaw_jacobian(self, shape: Tensor, expression: Tensor, jaw: Tensor) -> Tensor:
+        """Derivative of the points by the jaw's axis-angle, (T, L, 3, 3)."""
+        arm, swing = self._jaw(shape, expression, jaw)
+        turned = right_jacobian(jaw)
+        matrix = swing + torch.eye(3, dtype=torch.float64)
+        out = -(matrix[:, None] @ skew(arm)) @ turned[:, None]
+        if self.pose_dirs.shape[-1]:
+            # d(R)/d(v_k), row-major, as columns: (T, 9, 3).
+            by_axis = (matrix[:, None] @ skew(turned.transpose(1, 2))).flatten(2).transpose(1, 2)
+            out = out + torch.einsum("lck,tkv->tlcv", self.pose_dirs, by_axis)
+            hinged = torch.einsum("lck,tkv->tlcv", self.hinged_pose_dirs, by_axis)
+            out = out + swing[:, None] @ hinged
+        return out
+
+
+def rest_joints(template: Template, model: LinearModel) -> tuple[Tensor, Tensor, Tensor]:
+    """A model's own rest joints (J, 3) and their directions by shape (J, 3, S) and expression (J, 3, E),
+    float64: from the mesh where the template regresses joints, else from the model's arrays."""
+    if template.regress_joints:
+        return tuple(
+            torch.einsum("jv,v...->j...", model.joint_regressor, values).double()
+            for values in (model.v_template, model.shape_dirs, model.expression_dirs)
+        )
+    none = torch.zeros(model.num_joints, 3, model.num_expression, dtype=torch.float64)
+    return model.joints_template.double(), model.joints_shape_dirs.double(), none
 
 
 def project_with_jacobian(camera: Camera, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -312,8 +431,11 @@ def fit_face(
     """
     layout = FACE_LAYOUTS[observation.layout]
     model = FaceLandmarkModel(template, layout.embedding)
-    frames, units = observation.points.shape[0], template.head.num_expression
-    corner_a, corner_b = layout.eye_corners
+    frames, units = observation.points.shape[0], model.expression_dirs.shape[-1]
+    jaws, lids = (3 if model.jaw_moves else 0), model.eyelid_dirs.shape[-1]
+    jaw_columns = slice(6 + units, 6 + units + jaws)
+    lid_columns = slice(jaw_columns.stop, jaw_columns.stop + lids)
+    count = lid_columns.stop
     points, seen = observation.points, observation.seen
     size = face_size(observation)
     rotation, translation = _initial_pose(model, camera, observation, layout, size)
@@ -322,39 +444,51 @@ def fit_face(
     # Gaze has one home: the eyeLook units where the prior frees them (they move the lids too), else the eye
     # joints.
     gaze_units = [i for i, name in enumerate(template.expression_names) if name.startswith("eyeLook")]
-    by_units = bool(gaze_units) and float(prior.upper[gaze_units].max()) > 0
+    by_units = not model.plain and bool(gaze_units) and float(prior.upper[gaze_units].max()) > 0
     if by_units:
-        for iris, lids in ((layout.left_iris, layout.left_lids), (layout.right_iris, layout.right_lids)):
-            seen_iris = observation.confidence[:, list(iris)] * _openness(observation, lids, size)[:, None]
+        for iris, pairs in ((layout.left_iris, layout.left_lids), (layout.right_iris, layout.right_lids)):
+            seen_iris = observation.confidence[:, list(iris)] * _openness(observation, pairs, size)[:, None]
             weights[:, list(iris)] = config.detail_weight * seen_iris
     weights = weights.sqrt()
     upper, lower = _gap_indices(layout)
-    gap_weight = (observation.confidence[:, upper] * observation.confidence[:, lower]).sqrt()
+    placed = (model.weights[upper] > 0) & (model.weights[lower] > 0)
+    gap_weight = (observation.confidence[:, upper] * observation.confidence[:, lower] * placed).sqrt()
     gap_spread = _gap_spread(observation, layout, size, config)
 
-    count_shape = model.shape_dirs.shape[-1]
+    every_shape = model.shape_dirs.shape[-1]
+    count_shape = min(every_shape, config.shape_components)
     fixed_shape = shape is not None
     shared = 0 if fixed_shape else count_shape
-    start_shape = shape.double() if fixed_shape else torch.zeros(count_shape, dtype=torch.float64)
+
+    def padded(values: Tensor) -> Tensor:
+        """The fitted shape coefficients, and zeros for those that landmarks cannot tell."""
+        return torch.nn.functional.pad(values, (0, every_shape - len(values)))
+
     sigma = config.landmark_sigma * size
 
     def build(values: Tensor, shared_values: Tensor) -> NormalEquations:
-        equations = NormalEquations.zero(frames, 6 + units, shared)
-        beta = start_shape if fixed_shape else shared_values
+        equations = NormalEquations.zero(frames, count, shared)
+        beta = shape.double() if fixed_shape else padded(shared_values)
         for first in range(0, frames, _SUB_BATCH):
             rows = slice(first, min(frames, first + _SUB_BATCH))
-            turn, shift, psi = values[rows, :3], values[rows, 3:6], values[rows, 6:]
+            turn, shift, psi = values[rows, :3], values[rows, 3:6], values[rows, 6 : 6 + units]
+            jaw = values[rows, jaw_columns] if jaws else turn.new_zeros(len(turn), 3)
             matrix = axis_angle_to_matrix(turn)
-            local = model.points(beta, psi)
+            local = model.points(beta, psi, jaw, values[rows, lid_columns])
             turned = local @ matrix.transpose(1, 2)
             pixels, jacobian = project_with_jacobian(camera, turned + shift[:, None])
             by_turn = -skew(turned) @ (matrix @ right_jacobian(turn))[:, None]
-            by_psi = torch.einsum("tij,lje->tlie", matrix, model.expression_dirs)
-            by_frame = torch.cat([by_turn, torch.eye(3, dtype=torch.float64).expand_as(by_turn), by_psi], -1)
-            frame_jacobian = jacobian @ by_frame
+            by_psi = matrix[:, None] @ model.expression_jacobian(jaw)
+            parts = [by_turn, torch.eye(3, dtype=torch.float64).expand_as(by_turn), by_psi]
+            if jaws:
+                parts.append(matrix[:, None] @ model.jaw_jacobian(beta, psi, jaw))
+            if lids:
+                parts.append(matrix[:, None] @ model.eyelid_dirs)
+            frame_jacobian = jacobian @ torch.cat(parts, -1)
             shared_jacobian = None
             if not fixed_shape:
-                shared_jacobian = jacobian @ torch.einsum("tij,ljs->tlis", matrix, model.shape_dirs)
+                by_shape = model.shape_jacobian(jaw)[..., :count_shape]
+                shared_jacobian = jacobian @ (matrix[:, None] @ by_shape)
             difference = (pixels - points[rows]) / sigma[rows, None, None]
             distance = difference.norm(dim=-1)
             scale = weights[rows] / sigma[rows, None]
@@ -385,29 +519,36 @@ def fit_face(
                     else (shared_jacobian[:, upper] - shared_jacobian[:, lower]) * scale[..., None, None],
                     (gap_weight[rows].square() * huber_cost(distance, 3.0)).sum(),
                 )
-        psi = values[:, 6:]
+        psi = values[:, 6 : 6 + units]
         equations.add_prior(psi, prior.mean, prior.precision, slice(6, 6 + units))
         equations.cost = equations.cost + (prior.sparsity * psi).sum()
-        equations.frame_gradient[:, 6:] += prior.sparsity
+        equations.frame_gradient[:, 6 : 6 + units] += prior.sparsity
+        if jaws:
+            spread = torch.tensor(config.jaw_sigma, dtype=torch.float64)
+            equations.add_prior(values[:, jaw_columns], torch.zeros(3).double(), spread**-2, jaw_columns)
+        if lids:
+            spread = torch.full((lids,), config.eyelid_sigma, dtype=torch.float64)
+            equations.add_prior(values[:, lid_columns], torch.zeros(lids).double(), spread**-2, lid_columns)
         if not fixed_shape:
             precision = torch.full((shared,), config.shape_sigma**-2, dtype=torch.float64)
             equations.add_shared_prior(shared_values, precision, slice(0, shared))
         return equations
 
     infinite = torch.full((6,), float("inf"), dtype=torch.float64)
+    jaw_low, jaw_high = torch.tensor(config.jaw_limits, dtype=torch.float64)[:, :jaws]
+    shut = torch.ones(lids, dtype=torch.float64)
     bounds = Bounds(
-        torch.cat([-infinite, torch.zeros(units, dtype=torch.float64)]),
-        torch.cat([infinite, prior.upper.double()]),
+        torch.cat([-infinite, prior.lower.double(), jaw_low, 0 * shut]),
+        torch.cat([infinite, prior.upper.double(), jaw_high, shut]),
     )
     step = config.smooth_translation
-    precision = torch.tensor(
-        [config.smooth_rotation**-2] * 3
-        + [step**-2, step**-2, (10 * step) ** -2]
-        + [config.smooth_expression**-2] * units,
-        dtype=torch.float64,
+    change = torch.tensor(
+        [config.smooth_rotation] * 3 + [step, step, 10 * step], dtype=torch.float64
     )
-    smoothness = Smoothness(links.double(), precision)
-    start = torch.cat([rotation, translation, torch.minimum(prior.mean.clamp(min=0), prior.upper)], 1)
+    rest = torch.tensor([config.smooth_jaw] * jaws + [config.smooth_eyelids] * lids, dtype=torch.float64)
+    smoothness = Smoothness(links.double(), torch.cat([change, prior.change.double(), rest]) ** -2)
+    start_psi = torch.minimum(torch.maximum(prior.mean, prior.lower), prior.upper)
+    start = torch.cat([rotation, translation, start_psi, rotation.new_zeros(frames, jaws + lids)], 1)
     values, shared_values = minimise(
         build,
         start,
@@ -416,17 +557,24 @@ def fit_face(
         smoothness=smoothness,
         bounds=bounds,
     )
-    beta = start_shape if fixed_shape else shared_values
-    turn, shift, psi = values[:, :3], values[:, 3:6], values[:, 6:]
+    beta = shape.double() if fixed_shape else padded(shared_values)
+    turn, shift, psi = values[:, :3], values[:, 3:6], values[:, 6 : 6 + units]
+    jaw = values[:, jaw_columns] if jaws else torch.zeros(frames, 3, dtype=torch.float64)
+    local = model.points(beta, psi, jaw, values[:, lid_columns])
     eyes = torch.zeros(frames, 2, 3, dtype=torch.float64)
     if not by_units:
-        eyes = _fit_eyes(model, camera, observation, layout, beta, psi, turn, shift, size, links, config)
-    posed = model.points(beta, psi) @ axis_angle_to_matrix(turn).transpose(1, 2) + shift[:, None]
+        joints = model.joints + model.joints_shape_dirs @ beta
+        eyes = _fit_eyes(model, local, joints, camera, observation, layout, turn, shift, size, links, config)
+    posed = local @ axis_angle_to_matrix(turn).transpose(1, 2) + shift[:, None]
     pixels, _ = project_with_jacobian(camera, posed)
     compared = (observation.confidence > 0) & (weights > 0)
     error = (pixels - points).norm(dim=-1)
     error = (error * compared).sum(1) / compared.sum(1).clamp(min=1) / size * 100
-    return FaceFit(beta, psi, eyes, turn, shift, torch.where(seen, error, float("nan")))
+    error = torch.where(seen, error, float("nan"))
+    eyelids = values[:, lid_columns]
+    if model.plain:
+        eyelids = torch.zeros(frames, template.eyelid_dirs.shape[-1], dtype=torch.float64)
+    return FaceFit(beta, psi, eyes, turn, shift, error, jaw, eyelids)
 
 
 def face_size(observation: FaceObservation) -> Tensor:
@@ -505,6 +653,8 @@ def _initial_pose(
         rotation = matrix_to_axis_angle(u @ flip @ vt)
     a, b = layout.eye_corners
     k = camera.intrinsics.double()
+    if not bool(model.weights[[a, b]].min() > 0):
+        raise ValueError(f"The landmarks '{layout.embedding}' have no outer eye corners on this template.")
     depth = k[0, 0] * (model.base[a] - model.base[b]).norm() / size
     shift = torch.stack(
         [(centre[:, 0] - k[0, 2]) / k[0, 0] * depth, -(centre[:, 1] - k[1, 2]) / k[1, 1] * depth, -depth], 1
@@ -524,24 +674,24 @@ def _fill_unseen(values: Tensor, seen: Tensor) -> Tensor:
 
 def _fit_eyes(
     model: FaceLandmarkModel,
+    local: Tensor,
+    joints: Tensor,
     camera: Camera,
     observation: FaceObservation,
     layout: FaceLayout,
-    beta: Tensor,
-    psi: Tensor,
     turn: Tensor,
     shift: Tensor,
     size: Tensor,
     links: Tensor,
     config: FaceFitConfig,
 ) -> Tensor:
-    """Eye stage: pitch and yaw (T, 2, 3) of both eyes from the irises, all else fixed."""
-    frames = psi.shape[0]
+    """Eye stage: pitch and yaw (T, 2, 3) of both eyes from the irises, all else fixed: landmarks ``local``
+    (T, L, 3) and eye ``joints`` (2, 3) of the neutral-pose head."""
+    frames = local.shape[0]
     eyes = torch.zeros(frames, 2, 3, dtype=torch.float64)
-    if not layout.left_iris:
+    irises = list(layout.left_iris + layout.right_iris)
+    if not irises or not bool((model.weights[irises] > 0).any()):
         return eyes
-    local = model.points(beta, psi)
-    joints = model.joints + model.joints_shape_dirs @ beta
     matrix = axis_angle_to_matrix(turn)
     sides = (layout.left_iris, layout.right_iris)
     open_weight = torch.stack(
@@ -563,7 +713,8 @@ def _fit_eyes(
             by_gaze = (matrix[:, None] @ -skew(arm)) @ (spin @ right_jacobian(gaze))[:, None]
             frame_jacobian = torch.zeros(frames, len(index), 2, 4, dtype=torch.float64)
             frame_jacobian[..., 2 * side : 2 * side + 2] = (jacobian @ by_gaze)[..., :2]
-            weight = (observation.confidence[:, index] * open_weight[:, side : side + 1]).sqrt()
+            seen = observation.confidence[:, index] * open_weight[:, side : side + 1]
+            weight = (seen * (model.weights[index] > 0)).sqrt()
             weight = weight / sigma[:, None]
             residual = (pixels - observation.points[:, index]) * weight[..., None]
             _add(

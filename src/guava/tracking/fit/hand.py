@@ -17,8 +17,8 @@ from guava.camera import Camera
 from guava.rotation import axis_angle_to_matrix, matrix_to_axis_angle
 from guava.tracking.config import BodyFitConfig
 from guava.tracking.fit.chain import Skeleton, finger_joints, pose_chain, rest_jacobian, rotation_jacobian
-from guava.tracking.fit.face import project_with_jacobian
-from guava.tracking.fit.offsets import hand_offsets
+from guava.tracking.fit.face import project_with_jacobian, rest_joints
+from guava.tracking.fit.offsets import hand_offsets, offsets_known
 from guava.tracking.fit.solver import NormalEquations, Smoothness, huber_cost, minimise, robust_weight
 from guava.tracking.priors import FINGERS, finger_joint_ids, pose_prior
 
@@ -51,21 +51,24 @@ class HandModel:
         wrist = template.joint(f"{side}_wrist")
         self.joint_ids = [wrist, *finger_joint_ids(template, side)]
         local = {joint: i for i, joint in enumerate(self.joint_ids)}
+        joints = rest_joints(template, template.body)[0]
         parents = [-1] + [local[int(template.body.parents[j])] for j in self.joint_ids[1:]]
         attached, points = [], []
         for n, joint in enumerate(order):
             if joint >= 0:
                 # A joint's point hangs at its parent: offsets are measured in the parent's frame.
                 attached.append(max(parents[local[joint]], 0))
-                points.append(template.body.joints_template[joint])
+                points.append(joints[joint])
             else:
                 finger = FINGERS[(n - 1) // 4]
                 attached.append(local[template.joint(f"{side}_{finger}3")])
-                points.append(template.body.v_template[template.surface_points[f"{side}_{finger}_tip"]])
+                tip = template.surface_points[f"{side}_{finger}_tip"]
+                points.append(template.body.v_template[tip].double())
         self.skeleton = Skeleton.build(parents, attached)
-        origin = template.body.joints_template[wrist].double()
-        self.rest_joints = template.body.joints_template[self.joint_ids].double() - origin
-        self.rest_points = torch.stack(points).double() - origin + hand_offsets(side)
+        self.rest_joints = joints[self.joint_ids] - joints[wrist]
+        self.rest_points = torch.stack(points) - joints[wrist]
+        if offsets_known(template):
+            self.rest_points = self.rest_points + hand_offsets(side)
 
 
 def fit_hand(

@@ -4,12 +4,17 @@ People who annotate pictures put a wrist or a knuckle elsewhere than a skinned s
 palm is 30 mm shorter than the template's. Without these offsets the fit shrinks palms and shoulders, or
 turns them away from the camera, at an excellent reprojection error. Measured on 50 renders of
 ``guava.synth.dataset.TUNING_SEEDS`` with MediaPipe by least squares (``scripts/measure_point_offsets.py``).
+They hold for the open template's skeleton; of others none are known, and their joints are compared with the
+detector's points as they are.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from guava.body import Template
+from guava.body.installed import PLAIN_HEAD
 
 # Millimetres of the left side in the T pose's axes (x along the left arm, y up, z to the front), carried by
 # the
@@ -29,6 +34,11 @@ _HAND = (
     (-11.8, -0.6, 4.3), (-4.9, 0.9, 2.4), (-4.5, 2.5, 2.4), (-12.2, 7.5, 6.4),
 )  # fmt: skip
 _MIRROR = torch.tensor([-1.0, 1.0, 1.0], dtype=torch.float64)
+
+
+def offsets_known(template: Template) -> bool:
+    """Whether the offsets were measured for this template's skeleton (with either head)."""
+    return template.name.removesuffix(PLAIN_HEAD) == "open"
 
 
 def body_offset(joint: str) -> Tensor:
