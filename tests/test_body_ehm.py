@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_template import tiny_template
 
-from guava.body import EHM, Identity, Pose
+from guava.body import EHM, Identity, Pose, plain_head
 from guava.body.ehm import JAW, LEFT_EYE, RIGHT_EYE
 
 SWITCHES = ("regress_joints", "eyelids", "pose_dirs", "hard_blend")
@@ -52,6 +52,7 @@ def rotation(axis_angle: np.ndarray) -> np.ndarray:
 
 def by_hand(template, identity: Identity, pose: Pose):
     """Eq. 1 for one person with a loop over every vertex and joint. Returns vertices, joints."""
+    plain = not template.expressive_head
     n = {f: getattr(identity, f)[0].double().numpy() for f in identity.__dataclass_fields__}
     n |= {f: getattr(pose, f)[0].double().numpy() for f in pose.__dataclass_fields__}
     body, head = template.body, template.head
@@ -97,10 +98,10 @@ def by_hand(template, identity: Identity, pose: Pose):
     moved = moved * n["head_scale"]
     shift = 0.5 * (joints[LEFT_EYE] + joints[RIGHT_EYE]) - 0.5 * (head_joints[3] + head_joints[4])
     eyes = 0.5 * (joints[LEFT_EYE] + joints[RIGHT_EYE])
-    for i, target in enumerate(template.head_vertex_ids.tolist()):
+    for i, target in enumerate([] if plain else template.head_vertex_ids.tolist()):
         blend = float(template.head_blend[i])
         v[target] = (1 - blend) * v[target] + blend * (moved[i] + shift)
-    if not template.regress_joints:
+    if not template.regress_joints and not plain:
         scaled = head_joints[2:] * n["head_scale"]
         joints[[JAW, LEFT_EYE, RIGHT_EYE]] = scaled - scaled[1:].mean(0) + eyes
 
@@ -120,9 +121,8 @@ def by_hand(template, identity: Identity, pose: Pose):
     if template.regress_joints:
         joints = a(body.joint_regressor) @ v + n["joint_offsets"]
 
-    local = [
-        np.eye(3) if j in (JAW, LEFT_EYE, RIGHT_EYE) else rotation(n["joints"][j]) for j in range(len(joints))
-    ]
+    still = () if plain else (JAW, LEFT_EYE, RIGHT_EYE)
+    local = [np.eye(3) if j in still else rotation(n["joints"][j]) for j in range(len(joints))]
     if body.pose_dirs.shape[-1]:
         v = linear(
             torch.tensor(v), (body.pose_dirs, np.concatenate([(r - np.eye(3)).ravel() for r in local[1:]]))
@@ -141,11 +141,21 @@ def by_hand(template, identity: Identity, pose: Pose):
     return posed + n["translation"], np.stack([m[:3, 3] for m in world]) + n["translation"]
 
 
-@pytest.mark.parametrize(
-    "switches", VARIANTS, ids=lambda s: "+".join(k for k, on in s.items() if on) or "plain"
-)
+def written_out(switches: dict[str, bool]) -> str:
+    return "+".join(k for k, on in switches.items() if on) or "none"
+
+
+@pytest.mark.parametrize("switches", VARIANTS, ids=written_out)
 def test_matches_explicit_loops(switches):
-    template = tiny_template(**switches)
+    compare_with_loops(tiny_template(**switches))
+
+
+@pytest.mark.parametrize("switches", [v for v in VARIANTS if v["eyelids"] and v["hard_blend"]], ids=written_out)
+def test_plain_head_matches_explicit_loops(switches):
+    compare_with_loops(plain_head(tiny_template(**switches)))
+
+
+def compare_with_loops(template):
     identity, pose = random_person(template, 1)
     identity, pose = identity.to(dtype=torch.float64), pose.to(dtype=torch.float64)
     out = EHM(template).double()(identity, pose)
@@ -171,15 +181,39 @@ def test_batch_members_are_independent(regress):
     assert many.vertices.shape[0] == 3 and torch.allclose(many.vertices[0], together.vertices[0], atol=1e-5)
 
 
-def test_a_subset_of_vertices_equals_the_rows_of_the_whole():
-    template = tiny_template(eyelids=True, pose_dirs=True)
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("regress", [False, True])
+def test_a_subset_of_vertices_equals_the_rows_of_the_whole(regress, plain):
+    template = tiny_template(regress_joints=regress, eyelids=True, pose_dirs=True)
+    template = plain_head(template) if plain else template
     identity, pose = random_person(template, 2)
     ids = torch.tensor([58, 3, 41, 7, 20])
     whole, part = EHM(template)(identity, pose), EHM(template, ids)(identity, pose)
     assert torch.allclose(part.vertices, whole.vertices[:, ids], atol=1e-5)
     assert torch.allclose(part.joints, whole.joints, atol=1e-5)
-    with pytest.raises(ValueError, match="regressed"):
-        EHM(tiny_template(regress_joints=True), ids)
+
+
+def test_a_plain_head_is_the_bodys_own():
+    template = tiny_template(eyelids=True)
+    plain = plain_head(template)
+    assert plain.name == "tiny-plain-head" and plain.hash != template.hash and not plain.expressive_head
+    assert plain_head(template).hash == plain.hash
+    model = EHM(plain)
+    identity, pose = Identity.neutral(plain), Pose.rest(plain)
+    assert torch.allclose(model(identity, pose).vertices[0], template.body.v_template, atol=1e-6)
+    other = replace(
+        identity, head_shape=torch.ones_like(identity.head_shape), head_scale=torch.full((1, 3), 2.0)
+    )
+    unused = replace(pose, expression=torch.ones_like(pose.expression), eyelids=torch.ones_like(pose.eyelids))
+    assert torch.equal(model(other, unused).vertices, model(identity, pose).vertices)
+    joints = pose.joints.clone()
+    joints[0, JAW, 0] = 0.5
+    jaw_open = model(identity, replace(pose, joints=joints)).vertices
+    assert (jaw_open - template.body.v_template).abs().max() > 0.01
+    many = model(identity, Pose.rest(plain, 3))
+    assert many.vertices.shape[0] == 3
+    with pytest.raises(ValueError, match="plain"):
+        plain_head(plain)
 
 
 def test_transforms_carry_rest_vertices_to_posed_ones():

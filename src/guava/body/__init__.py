@@ -3,7 +3,14 @@ head."""
 
 from guava.body.ehm import EHM, EHMOutput, Identity, Pose
 from guava.body.installed import choose_template, installed_templates, template_for
-from guava.body.template import LandmarkEmbedding, LinearModel, Template, load_template, save_template
+from guava.body.template import (
+    LandmarkEmbedding,
+    LinearModel,
+    Template,
+    load_template,
+    plain_head,
+    save_template,
+)
 
 __all__ = [
     "EHM",
@@ -16,6 +23,7 @@ __all__ = [
     "choose_template",
     "installed_templates",
     "load_template",
+    "plain_head",
     "save_template",
     "template_for",
 ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor, nn
 
-from guava.body.template import Template
+from guava.body.template import LinearModel, Template
 from guava.rotation import axis_angle_to_matrix
 
 BODY_EYES = ("left_eye_smplhf", "right_eye_smplhf")
@@ -126,26 +126,29 @@ class EHM(nn.Module):
         M_ehm = LBS( U( M_b(beta_b), M_f(beta_f, psi_f, theta_jaw) + e ), theta_b, theta_h, J_b(beta_b) + dJ )
 
     The body's head vertices are replaced by the neutral-pose head model (``U``), shifted by the displacement
-    ``e`` between the two models' eye joints, and the whole is posed by linear blend skinning.
+    ``e`` between the two models' eye joints, and the whole is posed by linear blend skinning. A template
+    without ``expressive_head`` (the ablation "w/o EHM") skips ``U``: head shape, head scale, eyelids and head
+    expression then do nothing, and jaw, eyes and ``body_expression`` move the body's own head.
 
     Args:
         template: The two models and how they join.
-        vertex_ids: (n,) Compute only these vertices (fitting needs about a thousand of them). Joints come
-            from the template arrays then, so it is refused for templates that regress joints from the mesh.
+        vertex_ids: (n,) Compute only these vertices (fitting needs about a thousand of them). The joints are
+            those of the whole mesh all the same.
+
+    Raises:
+        ValueError: Joints are to be regressed from the mesh, but a model has no regressor, or a vertex is
+            both head and hand.
     """
 
     def __init__(self, template: Template, vertex_ids: Tensor | None = None):
         super().__init__()
-        if vertex_ids is not None and template.regress_joints:
-            raise ValueError(
-                "vertex_ids cannot be combined with joints that are regressed from the whole mesh."
-            )
         self.template = template
         body, head = template.body, template.head
         ids = torch.arange(body.num_vertices) if vertex_ids is None else vertex_ids.long()
         self.register_buffer("vertex_ids", ids, persistent=False)
         slot = torch.full((body.num_vertices,), -1, dtype=torch.long)
-        slot[template.head_vertex_ids] = torch.arange(len(template.head_vertex_ids))
+        if template.expressive_head:
+            slot[template.head_vertex_ids] = torch.arange(len(template.head_vertex_ids))
         here = slot[ids]
         rows = (here >= 0).nonzero()[:, 0]  # positions in `ids` that belong to the head
         picked = here[rows]
@@ -176,8 +179,8 @@ class EHM(nn.Module):
         keep("hand_joint_share", joint_share)
         self.wrists = [template.joint(name) for name in WRISTS]
         if template.regress_joints:
-            keep("joint_regressor", body.joint_regressor)
-            keep("head_joint_regressor", head.joint_regressor)
+            for name, value in _regressed(template).items():
+                keep(name, value)
         self.parents = body.parents.tolist()
         self.body_eyes = [template.joint(name) for name in BODY_EYES]
         self._levels = _tree_levels(self.parents)
@@ -194,17 +197,10 @@ class EHM(nn.Module):
             + _apply(self.head_shape_dirs, identity.head_shape)
             + _apply(self.head_expression_dirs, pose.expression)
         )
-        joints = self.head_joints_template + _apply(self.head_joints_shape_dirs, identity.head_shape)
-        if self.template.regress_joints:
-            joints = torch.einsum("jv,bvd->bjd", self.head_joint_regressor, vertices)
+        joints = self._head_joints(identity, pose)
         rotations = axis_angle_to_matrix(pose.joints[:, [JAW, LEFT_EYE, RIGHT_EYE]])
         if self.head_pose_dirs.shape[-1]:
-            eye = torch.eye(3, dtype=vertices.dtype, device=vertices.device)
-            neck_and_head = torch.zeros(
-                rotations.shape[0], 1, 9, dtype=vertices.dtype, device=vertices.device
-            )
-            feature = torch.cat([neck_and_head, (rotations - eye).flatten(-2)], 1).flatten(1)
-            vertices = vertices + _apply(self.head_pose_dirs, feature)
+            vertices = vertices + _apply(self.head_pose_dirs, _head_pose_feature(rotations))
         # Neck and head are at rest here, so jaw and eyes turn about their own joints: v += w (R - I)(v - J).
         moved = vertices
         for row, joint in enumerate((HEAD_JAW, HEAD_LEFT_EYE, HEAD_RIGHT_EYE)):
@@ -216,6 +212,16 @@ class EHM(nn.Module):
             moved = moved + _apply(self.eyelid_dirs, pose.eyelids)
         return moved, joints
 
+    def _head_joints(self, identity: Identity, pose: Pose) -> Tensor:
+        """(B, 5, 3) joints of the head in its neutral pose."""
+        if self.template.regress_joints:
+            return (
+                self.head_regressed_template
+                + _apply(self.head_regressed_shape_dirs, identity.head_shape)
+                + _apply(self.head_regressed_expression_dirs, pose.expression)
+            )
+        return self.head_joints_template + _apply(self.head_joints_shape_dirs, identity.head_shape)
+
     def rest(self, identity: Identity, pose: Pose) -> tuple[Tensor, Tensor]:
         """The rest-pose mesh with its head replaced, U(M_b, M_f + e) of Eq. 1, and the rest joints (with dJ).
 
@@ -225,8 +231,12 @@ class EHM(nn.Module):
         vertices = self.v_template + _apply(self.shape_dirs, identity.body_shape)
         if self.body_expression_dirs.shape[-1]:
             vertices = vertices + _apply(self.body_expression_dirs, pose.body_expression)
+        if not self.template.expressive_head:
+            return self._plain_rest(identity, pose, vertices)
+        parts = None
         if self.template.regress_joints:
-            joints = torch.einsum("jv,bvd->bjd", self.joint_regressor, vertices)
+            parts = self._regressed_parts(identity, pose)
+            joints = parts.sum(1)
         else:
             joints = self.joints_template + _apply(self.joints_shape_dirs, identity.body_shape)
         joints = joints + identity.joint_offsets
@@ -240,16 +250,31 @@ class EHM(nn.Module):
         body_part = vertices[:, self.head_rows]
         replaced = body_part + self.head_blend[:, None] * (head + shift[:, None] - body_part)
         vertices = vertices.index_copy(1, self.head_rows, replaced)
-        if not self.template.regress_joints:
+        if parts is None:
             # The head's jaw and eyes replace the body's, as regressed joints would; the eyes' middle stays.
             placed = head_joints[:, HEAD_JAW:] * identity.head_scale[:, None]
             placed = (
                 placed - placed[:, 1:].mean(1, keepdim=True) + joints[:, self.body_eyes].mean(1, keepdim=True)
             )
             joints = torch.cat([joints[:, :JAW], placed.expand(batch, -1, -1), joints[:, RIGHT_EYE + 1 :]], 1)
+        vertices, joints = self._scaled_hands(identity, vertices, joints)
+        if parts is not None:
+            head_sum = self._regressed_head(identity, pose, head_joints) * identity.head_scale[:, None]
+            joints = self._regressed_edit(identity, parts)
+            joints = joints + head_sum + self.regressed_head_share[:, None] * shift[:, None]
+        return vertices, joints
 
+    def _plain_rest(self, identity: Identity, pose: Pose, vertices: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`rest` of a body that keeps its own head."""
+        if self.template.regress_joints:
+            joints = self._regressed_edit(identity, self._regressed_parts(identity, pose))
+            return self._scaled_hands(identity, vertices, joints)[0], joints
+        joints = self.joints_template + _apply(self.joints_shape_dirs, identity.body_shape)
+        return self._scaled_hands(identity, vertices, joints + identity.joint_offsets)
+
+    def _scaled_hands(self, identity: Identity, vertices: Tensor, joints: Tensor) -> tuple[Tensor, Tensor]:
         for side, wrist in enumerate(self.wrists):
-            centre = self.hand_centers[side].expand(batch, 3)
+            centre = self.hand_centers[side][None]
             if not self.template.regress_joints:
                 centre = centre + joints[:, wrist] - self.joints_template[wrist]
             growth = (identity.hand_scale - 1)[:, None]
@@ -257,9 +282,45 @@ class EHM(nn.Module):
                 vertices - centre[:, None]
             )
             joints = joints + self.hand_joint_share[side, :, None] * growth * (joints - centre[:, None])
-        if self.template.regress_joints:
-            joints = torch.einsum("jv,bvd->bjd", self.joint_regressor, vertices) + identity.joint_offsets
         return vertices, joints
+
+    def _regressed_parts(self, identity: Identity, pose: Pose) -> Tensor:
+        """(B, 4, J, 3): what left hand, right hand, the rest, the replaced head add to the body's joints."""
+        parts = self.regressed_template + _apply(self.regressed_shape_dirs, identity.body_shape)
+        if self.regressed_expression_dirs.shape[-1]:
+            parts = parts + _apply(self.regressed_expression_dirs, pose.body_expression)
+        return parts.unflatten(1, (4, -1))
+
+    def _regressed_edit(self, identity: Identity, parts: Tensor) -> Tensor:
+        """(B, J, 3) joints regressed from the mesh with its hands scaled and without the replaced head, and
+        dJ."""
+        scale = identity.hand_scale[:, None]
+        joints = parts[:, 2] + identity.joint_offsets
+        for side in range(2):
+            share = self.regressed_hand_share[side, :, None]
+            joints = joints + scale * parts[:, side] + (1 - scale) * share * self.hand_centers[side]
+        return joints
+
+    def _regressed_head(self, identity: Identity, pose: Pose, head_joints: Tensor) -> Tensor:
+        """(B, J, 3) what the expressive head, unscaled and in its own frame, adds to the body's joints.
+
+        The same as regressing from :meth:`head`'s vertices, which need not all be there: skinning is linear
+        in the vertices, so the regressor is applied to the directions, once for every joint's weights.
+        """
+        sums = self.head_sums_template + _apply(self.head_sums_shape_dirs, identity.head_shape)
+        sums = sums + _apply(self.head_sums_expression_dirs, pose.expression)
+        rotations = axis_angle_to_matrix(pose.joints[:, [JAW, LEFT_EYE, RIGHT_EYE]])
+        if self.head_sums_pose_dirs.shape[-1]:
+            sums = sums + _apply(self.head_sums_pose_dirs, _head_pose_feature(rotations))
+        sums = sums.unflatten(1, (4, -1))
+        total = sums[:, 0]
+        for row, joint in enumerate((HEAD_JAW, HEAD_LEFT_EYE, HEAD_RIGHT_EYE)):
+            arm = sums[:, 1 + row] - self.head_sums_weights[row, :, None] * head_joints[:, joint : joint + 1]
+            total = total + arm @ rotations[:, row].transpose(-1, -2) - arm
+        if self.head_sums_eyelid_dirs.shape[-1]:
+            total = total + _apply(self.head_sums_eyelid_dirs, pose.eyelids)
+        joints = total.new_zeros(total.shape[0], len(self.parents), 3)
+        return joints.index_copy(1, self.head_sums_rows, total)
 
     def forward(self, identity: Identity, pose: Pose) -> EHMOutput:
         """Pose the model.
@@ -269,12 +330,15 @@ class EHM(nn.Module):
             pose: B frames, or one for B identities.
         """
         vertices, joints = self.rest(identity, pose)
-        batch = vertices.shape[0]
+        batch = max(vertices.shape[0], pose.joints.shape[0])
+        vertices, joints = vertices.expand(batch, -1, -1), joints.expand(batch, -1, -1)
         rotations = axis_angle_to_matrix(pose.joints).expand(batch, -1, -1, -1)
         eye = torch.eye(3, dtype=rotations.dtype, device=rotations.device)
-        rotations = torch.cat(
-            [rotations[:, :JAW], eye.expand(batch, 3, 3, 3), rotations[:, RIGHT_EYE + 1 :]], 1
-        )
+        if self.template.expressive_head:
+            # Jaw and eyes have moved the head already.
+            rotations = torch.cat(
+                [rotations[:, :JAW], eye.expand(batch, 3, 3, 3), rotations[:, RIGHT_EYE + 1 :]], 1
+            )
         if self.pose_dirs.shape[-1]:
             feature = (rotations[:, 1:] - eye).flatten(1)
             skinned = vertices + _apply(self.pose_dirs, feature)
@@ -314,6 +378,69 @@ def _apply(directions: Tensor, coefficients: Tensor) -> Tensor:
     """(V, 3, K) x (B, k) -> (B, V, 3); k may be smaller than K (the rest are zero)."""
     flat = directions.reshape(-1, directions.shape[-1])[:, : coefficients.shape[-1]]
     return (coefficients @ flat.T).reshape(coefficients.shape[0], directions.shape[0], 3)
+
+
+def _head_pose_feature(rotations: Tensor) -> Tensor:
+    """(B, 3, 3, 3) jaw, left and right eye -> (B, 36): entries of R - I, the head's first turning joint (the
+    neck) at rest."""
+    eye = torch.eye(3, dtype=rotations.dtype, device=rotations.device)
+    turned = (rotations - eye).flatten(1)
+    return torch.cat([turned.new_zeros(turned.shape[0], 9), turned], 1)
+
+
+def _regressed(template: Template) -> dict[str, Tensor]:
+    """The regressors of both models applied to everything that moves vertices, so that joints regressed from
+    the edited mesh need no mesh.
+
+    Returns:
+        ``head_regressed_*``: the head's own joints (5, 3[, K]). ``regressed_*``: the body's joints from four
+        parts of its mesh (4 J, 3[, K]): left hand, right hand, the rest, and what the head replaces.
+        ``head_sums_*``: what the head's vertices add to the h body joints ``head_sums_rows`` that they touch:
+        (4 h, 3[, K]), plain and once for the skinning weights of jaw, left and right eye; and shares.
+    """
+    body, head = template.body, template.head
+    if body.joint_regressor is None or (template.expressive_head and head.joint_regressor is None):
+        raise ValueError(f"The template '{template.name}' regresses joints but has no joint regressor.")
+    out: dict[str, Tensor] = {}
+
+    def regress(name: str, rows: Tensor, model: LinearModel, tables: tuple[str, ...]) -> None:
+        for table in tables:
+            value = model.v_template if table == "template" else getattr(model, table)
+            flat = rows @ value.double().reshape(value.shape[0], -1)
+            out[f"{name}_{table}"] = flat.reshape(len(rows), *value.shape[1:]).to(value.dtype)
+
+    regressor = body.joint_regressor.double()
+    parts = regressor.repeat(4, 1, 1)
+    everything = torch.zeros(4, body.num_vertices, dtype=torch.float64)
+    for side in range(2):
+        everything[side, template.hand_vertex_ids[side]] = 1
+    ids = template.head_vertex_ids
+    if template.expressive_head:
+        everything[3, ids] = template.head_blend.double()
+    if bool((everything[:2].sum(0) * (1 + everything[3]) > 1).any()):
+        raise ValueError("With regressed joints no vertex may belong to two hands, or to hand and head.")
+    everything[2] = 1 - everything.sum(0)
+    parts = parts * everything[:, None]
+    regress("regressed", parts.flatten(0, 1), body, ("template", "shape_dirs", "expression_dirs"))
+    out["regressed_hand_share"] = parts[:2].sum(2).to(body.v_template.dtype)
+    if not template.expressive_head:
+        return out
+
+    rows = head.joint_regressor.double()
+    regress("head_regressed", rows, head, ("template", "shape_dirs", "expression_dirs"))
+    over = parts[3][:, ids]
+    out["regressed_head_share"] = over.sum(1).to(body.v_template.dtype)
+    touched = (over != 0).any(1).nonzero()[:, 0]
+    out["head_sums_rows"] = touched
+    weights = head.weights[:, [HEAD_JAW, HEAD_LEFT_EYE, HEAD_RIGHT_EYE]].double().T
+    weighted = torch.cat([over[touched][None], over[touched] * weights[:, None]])
+    out["head_sums_weights"] = weighted[1:].sum(2).to(head.v_template.dtype)
+    sums = weighted.flatten(0, 1)
+    regress("head_sums", sums, head, ("template", "shape_dirs", "expression_dirs", "pose_dirs"))
+    lids = template.eyelid_dirs
+    flat = over[touched] @ lids.double().reshape(lids.shape[0], -1)
+    out["head_sums_eyelid_dirs"] = flat.reshape(len(touched), *lids.shape[1:]).to(lids.dtype)
+    return out
 
 
 def _hand_shares(template: Template) -> tuple[Tensor, Tensor]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from guava.body.template import Template, load_template
+from guava.body.template import PLAIN_HEAD, Template, load_template
 from guava.errors import GuavaError, MissingAssetError, TemplateMismatchError
 from guava.folders import templates_folder
-
-PLAIN_HEAD = "-plain-head"
-"""Ending of the names of templates whose body keeps its own head (the ablation "w/o EHM")."""
 
 
 def installed_templates() -> tuple[str, ...]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from guava.container import read_container, write_container
 from guava.errors import FileFormatError, MissingAssetError
+from guava.folders import templates_folder
 
 TEMPLATE_KIND, TEMPLATE_VERSION = "template", 1
 OPEN_TEMPLATE = Path(__file__).parent / "data" / "open.template"
@@ -414,19 +416,50 @@ def _assemble(tensors: dict[str, Tensor], header: dict) -> Template:
     )
 
 
+PLAIN_HEAD = "-plain-head"
+"""Ending of the names of templates whose body keeps its own head (the ablation "w/o EHM")."""
+
+
+def plain_head(template: Template) -> Template:
+    """The ablation "w/o EHM" of a template (Tab. 4, C.4): the body keeps its own head.
+
+    Returns:
+        The same arrays under the name and hash of another template, because what was made with one does not
+        fit the other.
+
+    Raises:
+        ValueError: The template's head is plain already.
+    """
+    if not template.expressive_head:
+        raise ValueError(f"The head of the template '{template.name}' is plain already.")
+    return replace(
+        template,
+        name=template.name + PLAIN_HEAD,
+        expressive_head=False,
+        hash=hashlib.sha256(f"{template.hash}{PLAIN_HEAD}".encode()).hexdigest(),
+    )
+
+
 @lru_cache(maxsize=4)
 def load_template(name: str = "open") -> Template:
     """A template by name: "open" is embedded; others are added by their owners with ``guava assets add``.
 
+    "NAME-plain-head" is :func:`plain_head` of the template NAME.
+
     Raises:
         MissingAssetError: No template of that name is installed.
     """
+    if name.endswith(PLAIN_HEAD):
+        return plain_head(load_template(name.removesuffix(PLAIN_HEAD)))
     if name == "open":
         if not OPEN_TEMPLATE.is_file():
             raise MissingAssetError(
                 f"The embedded template is missing ('{OPEN_TEMPLATE}').", "Reinstall guava-avatar."
             )
         return read_template(OPEN_TEMPLATE)
+    added = templates_folder() / f"{name}.template"
+    if re.fullmatch(r"[\w-]+", name) and added.is_file():
+        return read_template(added)
     raise MissingAssetError(
         f"There is no template named '{name}'.", "'open' is embedded; see: guava assets list"
     )
