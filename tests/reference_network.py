@@ -115,8 +115,8 @@ def style_unet(state, x, *, size, small, extra=None, noise=None, sigmoid=False):
 
 
 def encoder_neck(state, tokens, image, out_size=512, fused=(37, 74, 148, 296)):
-    """``tokens``: normalised patch tokens of the low level and the four stages (B, 768, h, w) each; ``image``:
-    ImageNet-normalised (B, 3, S, S)."""
+    """``tokens``: normalised patch tokens of the low level and of the four stages (B, 768, h, w) each;
+    ``image``: ImageNet-normalised (B, 3, S, S)."""
 
     def conv(name, value, padding, bias=True, stride=1):
         return F.conv2d(
@@ -197,11 +197,12 @@ def template_decoder(state, features, code):
 
     rotation = head("rotation_layers")
     rotation = rotation / rotation.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    return head("color_layers"), head("opacity_layers").sigmoid(), 0.05 * head("scale_layers").sigmoid(), rotation
+    opacity, scale = head("opacity_layers").sigmoid(), 0.05 * head("scale_layers").sigmoid()
+    return head("color_layers"), opacity, scale, rotation
 
 
 def uv_decoder(state, features, code):
-    """``features`` (B, C, H, W), ``code`` (B, 27) -> channel-first colour, opacity, scale, rotation, position."""
+    """``features`` (B, C, H, W), ``code`` (B, 27) -> maps of colour, opacity, scale, rotation, position."""
     planes = code[:, :, None, None].expand(-1, -1, *features.shape[2:])
     x = torch.cat([features, planes], 1)
 
