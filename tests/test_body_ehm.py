@@ -150,7 +150,10 @@ def test_matches_explicit_loops(switches):
     compare_with_loops(tiny_template(**switches))
 
 
-@pytest.mark.parametrize("switches", [v for v in VARIANTS if v["eyelids"] and v["hard_blend"]], ids=written_out)
+FEW = [v for v in VARIANTS if v["eyelids"] and v["hard_blend"]]
+
+
+@pytest.mark.parametrize("switches", FEW, ids=written_out)
 def test_plain_head_matches_explicit_loops(switches):
     compare_with_loops(plain_head(tiny_template(**switches)))
 
