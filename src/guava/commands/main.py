@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from guava import __version__
 from guava.errors import GuavaError
 
-VERBS = ("demo", "track", "reconstruct", "animate", "render", "doctor", "assets")
+VERBS = ("demo", "track", "reconstruct", "animate", "render", "doctor", "assets", "weights")
 
 _ABOUT = """One photo of a person in; an animatable avatar of 3D Gaussians out.
 

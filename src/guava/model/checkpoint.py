@@ -74,8 +74,8 @@ LEFT_OUT = (
     LeftOut("smplx.", "the same SMPL-X once more, under a second name"),
     LeftOut(
         "mesh_renderer.",
-        "faces, texture coordinates and skinning weights of SMPL-X: licensed, and read from the files that the "
-        "user adds",
+        "faces, texture coordinates and skinning weights of SMPL-X: licensed, and read from the files that "
+        "the user adds",
     ),
 )
 

@@ -145,8 +145,12 @@ def left_out_entries(config: GuavaConfig, template: Template) -> dict[str, Any]:
         "mesh_renderer.verts_uvs": ((len(template.uv), 2), "float32"),
         "mesh_renderer.lbs_weights": ((vertices, joints), "float32"),
     }
+    reasons = {
+        "ehm.flame.eye_pose": "zeros: poses of the eyes come with every frame",
+        "ehm.flame.neck_pose": "zeros: the head's own neck never moves",
+    }
     parameters = {
-        key: {"entry": [list(shape), dtype, "param", False], "reason": _reason(key)}
+        key: {"entry": [list(shape), dtype, "param", False], "reason": reasons.get(key) or _reason(key)}
         for key, (shape, dtype) in grids.items()
     }
     buffers = {f"{entry.prefix}*": entry.reason for entry in LEFT_OUT if entry.prefix in ("ehm.", "smplx.")}
@@ -195,14 +199,17 @@ def main() -> int:
     except GuavaError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    # One entry a line, so that it can be read and compared.
-    lines = []
-    for section in ("model", "render_model"):
-        rows = [f"  {json.dumps(key)}: {json.dumps(entry)}" for key, entry in document.pop(section).items()]
-        lines.append(f"{json.dumps(section)}: {{\n" + ",\n".join(rows) + "\n}")
-    rest = [f"{json.dumps(key)}: {json.dumps(value, indent=1)}" for key, value in document.items()]
-    print("{\n" + ",\n".join(rest + lines) + "\n}")
+    print(_json(document))
     return 0
+
+
+def _json(value: Any, indent: str = "") -> str:
+    """JSON with one entry a line, so that it can be read and compared."""
+    nested = isinstance(value, dict) and any(isinstance(inner, (dict, list)) for inner in value.values())
+    if not nested or "entry" in value:
+        return json.dumps(value)
+    rows = [f"{indent} {json.dumps(key)}: {_json(inner, indent + ' ')}" for key, inner in value.items()]
+    return "{\n" + ",\n".join(rows) + f"\n{indent}}}"
 
 
 if __name__ == "__main__":

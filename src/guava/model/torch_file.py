@@ -43,8 +43,8 @@ def read_torch_file(path: str | os.PathLike, *, what: str = "checkpoint") -> Any
     except pickle.UnpicklingError as error:
         if found := re.search(r"(?:GLOBAL|Unsupported global|Unsupported class) ([\w.]+)", str(error)):
             raise FileFormatError(
-                f"'{path}' holds more than tensors and plain values ({found[1]}). Reading that could run code "
-                "of whoever made the file, so it was refused; nothing of it was run.",
+                f"'{path}' holds more than tensors and plain values ({found[1]}). Reading that could run "
+                "code of whoever made the file, so it was refused; nothing of it was run.",
                 f"Get the {what} from where its authors offer it.",
             ) from error
         raise FileFormatError(f"'{path}' is no torch file, or damaged.", f"Get the {what} again.") from error

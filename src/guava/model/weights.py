@@ -186,6 +186,31 @@ def check_name(name: str) -> str:
     return name
 
 
+def weights_path(name: str) -> Path:
+    """The user's file for weights of that name; need not exist."""
+    return weights_folder() / f"{name}{SUFFIX}"
+
+
+def remove_weights(name: str) -> Path:
+    """Delete the user's weights of that name; returns the file that was.
+
+    Raises:
+        MissingAssetError: There are none.
+        InputError: They came with the package, or the file cannot be deleted.
+    """
+    path = weights_path(name)
+    if path.is_file():
+        try:
+            path.unlink()
+        except OSError as error:
+            raise InputError(f"Cannot delete '{path}': {error.strerror}.") from error
+        return path
+    found, _ = _locate(name)
+    if found.parent == EMBEDDED:
+        raise InputError(f"The weights '{name}' came with Guava and stay.")
+    raise InputError(f"'{name}' is not the name of weights of yours.", "See: guava weights list")
+
+
 def save_weights(
     weights: Weights, path: str | os.PathLike | None = None, *, precision: Precision = "float32"
 ) -> Weights:
@@ -205,12 +230,12 @@ def save_weights(
     """
     check_name(weights.name)
     if path is None:
-        folder = weights_folder()
+        path = weights_path(weights.name)
+        folder = path.parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"Cannot make the folder '{folder}': {error.strerror}.") from error
-        path = folder / f"{weights.name}{SUFFIX}"
     weights = replace(weights, network=_stored_layout(weights.network), precision=precision)
     if precision == "float16":
         weights = replace(
