@@ -8,7 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guava.avatar import Animator, Avatar, Gaussians, Layer, Provenance, SourceView, over
+from guava.avatar import (
+    Animator,
+    Avatar,
+    Gaussians,
+    Layer,
+    Provenance,
+    RefinerReference,
+    SourceView,
+    over,
+)
 from guava.avatar.animate import with_identity
 from guava.avatar.gaussians import MAX_INFLUENCES, BindingKind
 from guava.avatar.posing import (
@@ -21,7 +30,7 @@ from guava.avatar.posing import (
 )
 from guava.body import EHM, EHMOutput, Identity, Pose, load_template
 from guava.camera import Camera
-from guava.errors import GuavaError, TemplateMismatchError
+from guava.errors import MissingAssetError, TemplateMismatchError
 from guava.rotation import (
     axis_angle_to_matrix,
     matrix_to_quaternion,
@@ -353,8 +362,10 @@ def test_animator_uses_the_avatars_sigma_rule(template, rest):
 def test_animator_refuses_other_templates_and_refiners(template, rest):
     with pytest.raises(TemplateMismatchError):
         Animator(make_avatar(template, rest, template_hash="0" * 64), template)
-    with pytest.raises(GuavaError, match="refiner"):
-        Animator(make_avatar(template, rest, refiner="styleunet"), template)
+    avatar = make_avatar(template, rest, refiner=RefinerReference("nobody-has-these", "0" * 64))
+    with pytest.raises(MissingAssetError, match="refiner.*nobody-has-these.*--weights.*--coarse"):
+        Animator(avatar, template)
+    assert Animator(avatar, template, coarse=True).refiner is None
 
 
 def test_over_composes_once():
