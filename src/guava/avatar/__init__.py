@@ -2,10 +2,10 @@
 
 from guava.avatar.animate import Animator, over
 from guava.avatar.avatar import Avatar, Provenance, RefinerReference, SourceView
-from guava.avatar.file import load_avatar, save_avatar
+from guava.avatar.file import load_avatar, open_avatar, save_avatar
 from guava.avatar.gaussians import BindingKind, Gaussians, Layer
 
 __all__ = [
     "Animator", "Avatar", "BindingKind", "Gaussians", "Layer", "Provenance",
-    "RefinerReference", "SourceView", "load_avatar", "over", "save_avatar",
+    "RefinerReference", "SourceView", "load_avatar", "open_avatar", "over", "save_avatar",
 ]

@@ -94,6 +94,7 @@ class Avatar:
             ``guava.avatar.posing.SigmaRule``.
         splat_conventions: Which splatter's constants the Gaussians were made for, a name in
             ``guava.rendering.CONVENTIONS``: "gsplat", or "3dgs" (the authors' rasteriser).
+        template_name: The template's name, for people and to find it sooner; "" in older files.
     """
 
     gaussians: Gaussians
@@ -104,3 +105,4 @@ class Avatar:
     refiner: RefinerReference | None = None
     sigma_rule: str = "mean_edge"
     splat_conventions: str = "gsplat"
+    template_name: str = ""

@@ -12,7 +12,7 @@ from torch import Tensor
 from guava.avatar.avatar import Avatar, Provenance, RefinerReference, SourceView
 from guava.avatar.gaussians import MAX_INFLUENCES, BindingKind, Gaussians, Layer
 from guava.avatar.posing import SigmaRule
-from guava.body import Identity, Pose, Template
+from guava.body import Identity, Pose, Template, choose_template
 from guava.camera import Camera
 from guava.container import read_container, write_container
 from guava.errors import FileFormatError, TemplateMismatchError
@@ -98,6 +98,7 @@ def save_avatar(avatar: Avatar, path: str | os.PathLike, *, exact: bool = False)
     }
     header = {
         "template_hash": avatar.template_hash,
+        "template_name": avatar.template_name,
         "refiner": None if avatar.refiner is None else asdict(avatar.refiner),
         "splat_conventions": avatar.splat_conventions,
         "sigma_rule": avatar.sigma_rule,
@@ -165,7 +166,7 @@ def load_avatar(path: str | os.PathLike, template: Template | None = None) -> Av
             gaussians=gaussians, identity=_collect(Identity, "identity", tensors),
             template_hash=header["template_hash"], source=source, provenance=provenance,
             refiner=_refiner(header["refiner"]), sigma_rule=header["sigma_rule"],
-            splat_conventions=conventions,
+            splat_conventions=conventions, template_name=str(header.get("template_name", "")),
         )
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise FileFormatError(f"'{path}' is not a complete avatar file ({error}).") from error
@@ -176,14 +177,37 @@ def load_avatar(path: str | os.PathLike, template: Template | None = None) -> Av
             "Make it again from its photo with: guava reconstruct",
         )
     if template is not None:
-        expected = Pose.rest(template)
-        for f in fields(Pose):
-            got, wanted = (tuple(getattr(p, f.name).shape) for p in (avatar.source.pose, expected))
-            if got != wanted:
-                raise FileFormatError(
-                    f"'{path}' is not a usable avatar: its pose's {f.name} is {got}, not {wanted}."
-                )
+        _check_pose(path, avatar, template)
     return avatar
+
+
+def open_avatar(path: str | os.PathLike, wanted: str | None = None) -> tuple[Avatar, Template]:
+    """Read an avatar file, and find the installed template that it belongs to.
+
+    Args:
+        path: The file.
+        wanted: Name of a template, if it must be this one.
+
+    Raises:
+        InputError: There is no such file.
+        FileFormatError: The file is damaged, of another kind, or newer than this software.
+        TemplateMismatchError: The avatar belongs to another template than ``wanted``.
+        MissingAssetError: Its template is not installed.
+    """
+    avatar = load_avatar(path)
+    template = choose_template(wanted, avatar.template_hash, avatar.template_name, f"The avatar '{path}'")
+    _check_pose(path, avatar, template)
+    return avatar, template
+
+
+def _check_pose(path: str | os.PathLike, avatar: Avatar, template: Template) -> None:
+    expected = Pose.rest(template)
+    for f in fields(Pose):
+        got, wanted = (tuple(getattr(p, f.name).shape) for p in (avatar.source.pose, expected))
+        if got != wanted:
+            raise FileFormatError(
+                f"'{path}' is not a usable avatar: its pose's {f.name} is {got}, not {wanted}."
+            )
 
 
 def _refiner(stated: object) -> RefinerReference | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from guava.avatar.avatar import Avatar
 from guava.avatar.framing import skeleton
 from guava.body import Pose, Template
+from guava.body.ehm import JAW
 from guava.errors import TemplateMismatchError
 from guava.motion.file import for_template
 from guava.motion.motion import Motion
@@ -70,7 +71,7 @@ def apply_motion(
     if avatar.template_hash != template.hash:
         raise TemplateMismatchError(
             f"The avatar belongs to another body template than '{template.name}'.",
-            "Make it again from its photo with: guava reconstruct",
+            "Use its own: guava.body.template_for(avatar.template_hash)",
         )
     motion, notes = for_template(motion, template)
     pose = held(motion)
@@ -79,7 +80,8 @@ def apply_motion(
     joints, expression = pose.joints.clone(), pose.expression
     if anchor == "photo":
         arm_joints = {i for side in ("left", "right") for i in _arm_joints(template, side)}
-        body = [i for i in range(len(names)) if i not in arm_joints]
+        # The jaw's opening is the motion's own, as units would have it.
+        body = [i for i in range(len(names)) if i not in arm_joints and i != JAW]
         joints[:, body] = _compose(source.joints[:, body], joints[:, body])
         expression = _add_gaze(template, expression, source.expression)
 

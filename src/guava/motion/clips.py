@@ -14,7 +14,7 @@ movement over the photo's own pose.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from guava.body import Pose, Template, load_template
+from guava.body.controls import FULL_LOOK, expression_units, read_controls, write_controls
+from guava.body.skeleton import rest_joints
 from guava.errors import InputError
 from guava.motion.motion import Motion
 from guava.rotation import axis_angle_to_matrix, matrix_to_axis_angle, matrix_to_quaternion
@@ -29,14 +31,14 @@ from guava.rotation import axis_angle_to_matrix, matrix_to_axis_angle, matrix_to
 FPS = 30.0
 CLIP_NAMES = ("idle", "talk", "wave")
 
-_FULL_LOOK = 0.5
-"""Radians that an eyeLook unit of 1 turns the eye by."""
-
 _FINGERS = ("index", "middle", "ring", "pinky")
 
 
 def make_clip(name: str, template: Template | None = None, seed: int = 0) -> Motion:
-    """One of our clips, for a template with SMPL-X's joints and (where it has them) ARKit's units.
+    """One of our clips, for a template with SMPL-X's joints.
+
+    Faces are authored in ARKit's units; where a template has none, its jaw and eye joints and its lids show
+    what they can of it.
 
     Args:
         name: "idle" (8 s: breathing, weight shifts, blinks, glances), "talk" (8 s: speech with gestures)
@@ -69,7 +71,9 @@ class _Take:
         self.time = np.arange(self.count) / FPS
         self.random = np.random.default_rng(seed)
         self.joints = {name: np.zeros((self.count, 3)) for name in template.body.joint_names}
-        self.units = {name: np.zeros(self.count) for name in template.expression_names}
+        # Of templates without units, jaw, lids and gaze are taken from the open template's at the end.
+        self.names = expression_units(template) or load_template().expression_names
+        self.units = {name: np.zeros(self.count) for name in self.names}
         self.translation = np.zeros((self.count, 3))
 
     def drift(self, rms: float, slowest: int = 1, fastest: int = 4) -> np.ndarray:
@@ -115,20 +119,22 @@ class _Take:
     def motion(self, name: str) -> Motion:
         template = self.template
         joints = np.stack([self.joints[n] for n in template.body.joint_names], 1)
-        units = np.stack([self.units[n] for n in template.expression_names], 1).clip(0, 1)
-        rest = Pose.rest(template, self.count)
-        pose = Pose(
-            torch.from_numpy(joints).float(),
-            template.bounded_expression(torch.from_numpy(units).float()),
-            rest.body_expression,
-            rest.eyelids,
-            torch.from_numpy(self.translation - self.translation[:1]).float(),
+        units = torch.from_numpy(np.stack([self.units[n] for n in self.names], 1).clip(0, 1)).float()
+        pose = replace(
+            Pose.rest(template, self.count),
+            joints=torch.from_numpy(joints).float(),
+            translation=torch.from_numpy(self.translation - self.translation[:1]).float(),
         )
+        if expression_units(template):
+            pose = replace(pose, expression=template.bounded_expression(units))
+        else:
+            controls = read_controls(replace(pose, expression=units), self.names)
+            pose, _ = write_controls(pose, template, controls)
         return Motion(
             pose=pose, fps=FPS, timestamps=torch.from_numpy(self.time.copy()),
             valid=torch.ones(self.count, dtype=torch.bool), template_hash=template.hash,
             joint_names=template.body.joint_names, expression_names=template.expression_names, loop=True,
-            name=name,
+            name=name, template_name=template.name,
         )
 
 
@@ -164,7 +170,7 @@ def _live(take: _Take, breaths: int, sway: float) -> None:
 def _look(take: _Take, yaw: np.ndarray, pitch: np.ndarray) -> None:
     """Turn the eyes: radians to the person's left and up.
 
-    ARKit's units turn the eyeballs and take the lids along; a template without them turns its eye joints.
+    ARKit's units turn the eyeballs and take the lids along; a template with other units turns its eye joints.
     """
     if "eyeLookOutLeft" not in take.units:
         for eye in ("left_eye_smplhf", "right_eye_smplhf"):
@@ -172,10 +178,10 @@ def _look(take: _Take, yaw: np.ndarray, pitch: np.ndarray) -> None:
             take.joints[eye][:, 0] -= pitch
         return
     for side, other in (("Left", yaw), ("Right", -yaw)):
-        take.unit(f"eyeLookOut{side}", np.maximum(other, 0) / _FULL_LOOK)
-        take.unit(f"eyeLookIn{side}", np.maximum(-other, 0) / _FULL_LOOK)
-    take.unit("eyeLookDown", np.maximum(-pitch, 0) / _FULL_LOOK)
-    take.unit("eyeLookUp", np.maximum(pitch, 0) / _FULL_LOOK)
+        take.unit(f"eyeLookOut{side}", np.maximum(other, 0) / FULL_LOOK)
+        take.unit(f"eyeLookIn{side}", np.maximum(-other, 0) / FULL_LOOK)
+    take.unit("eyeLookDown", np.maximum(-pitch, 0) / FULL_LOOK)
+    take.unit("eyeLookUp", np.maximum(pitch, 0) / FULL_LOOK)
 
 
 def _glances(take: _Take, moments: list[float], reach: float) -> None:
@@ -253,7 +259,8 @@ def solve_arm(template: Template, goal: ArmGoal) -> dict[str, Tensor]:
     """Rotations of the left arm that reach a goal: two bones in closed form, twist shared by elbow and
     wrist.
 
-    Wrists out of reach are brought within it.
+    Goals are authored on the open template; on others they are placed about the shoulder, in proportion to
+    the arm. Wrists out of reach are brought within it.
 
     Args:
         template: Its neutral skeleton is used.
@@ -262,10 +269,12 @@ def solve_arm(template: Template, goal: ArmGoal) -> dict[str, Tensor]:
     Returns:
         (T, 3) axis-angle by joint name, continuous in time: collar, shoulder, elbow, wrist.
     """
-    rest = {n: template.body.joints_template[template.joint(f"left_{n}")].double() for n in (
-        "collar", "shoulder", "elbow", "wrist", "middle1")}
+    rest = _left_arm(template)
     wanted = {n: torch.from_numpy(np.asarray(getattr(goal, n))).double() for n in (
         "wrist", "elbow", "fingers", "palm", "lift")}
+    authored = _left_arm(load_template())
+    size = _reach(rest) / _reach(authored)
+    wanted["wrist"] = rest["shoulder"] + size * (wanted["wrist"] - authored["shoulder"])
     count = wanted["wrist"].shape[0]
     lift = torch.zeros(count, 3, dtype=torch.float64)
     lift[:, 2] = wanted["lift"]
@@ -305,6 +314,16 @@ def solve_arm(template: Template, goal: ArmGoal) -> dict[str, Tensor]:
         "left_wrist": fore_world.transpose(-1, -2) @ hand_world,
     }
     return {name: _continuous(matrix_to_axis_angle(matrix)) for name, matrix in local.items()}
+
+
+def _left_arm(template: Template) -> dict[str, Tensor]:
+    joints = rest_joints(template, template.body)[0]
+    names = ("collar", "shoulder", "elbow", "wrist", "middle1")
+    return {name: joints[template.joint(f"left_{name}")] for name in names}
+
+
+def _reach(arm: dict[str, Tensor]) -> Tensor:
+    return (arm["elbow"] - arm["shoulder"]).norm() + (arm["wrist"] - arm["elbow"]).norm()
 
 
 def _pose_arm(take: _Take, side: str, goal: ArmGoal) -> None:

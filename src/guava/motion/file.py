@@ -12,6 +12,13 @@ import torch
 from torch import Tensor
 
 from guava.body import Pose, Template
+from guava.body.controls import (
+    CONTROL_UNITS,
+    has_units,
+    read_controls,
+    write_controls,
+)
+from guava.body.template import PLAIN_HEAD
 from guava.container import read_container, write_container
 from guava.errors import FileFormatError, TemplateMismatchError
 from guava.motion.motion import Motion
@@ -30,6 +37,7 @@ def save_motion(motion: Motion, path: str | os.PathLike) -> None:
     header = {
         "fps": float(motion.fps),
         "template_hash": motion.template_hash,
+        "template_name": motion.template_name,
         "joint_names": list(motion.joint_names),
         "expression_names": list(motion.expression_names),
         "loop": bool(motion.loop),
@@ -56,7 +64,7 @@ def load_motion(path: str | os.PathLike) -> Motion:
             pose=pose, fps=float(header["fps"]), timestamps=tensors["timestamps"], valid=tensors["valid"],
             template_hash=str(header["template_hash"]), joint_names=tuple(header["joint_names"]),
             expression_names=tuple(header["expression_names"]), loop=bool(header["loop"]),
-            name=str(header["name"]),
+            name=str(header["name"]), template_name=str(header.get("template_name", "")),
         )
         problem = _problem(motion)
     except (KeyError, TypeError, ValueError) as error:
@@ -93,17 +101,24 @@ def _problem(motion: Motion) -> str:
     return ""
 
 
-def for_template(motion: Motion, template: Template) -> tuple[Motion, tuple[str, ...]]:
-    """The motion in another template's joints and units, matched by name.
+COEFFICIENTS = "flame_expression_"
+"""Start of the names of expression directions that are no units, and that jaw, eyes and lids go beside."""
 
-    Rotations and coefficients are copied as they are. That is right between templates that share SMPL-X's
-    joints and T pose and ARKit's units; units that one side lacks rest at zero and are named in the notes.
+
+def for_template(motion: Motion, template: Template) -> tuple[Motion, tuple[str, ...]]:
+    """The motion in another template's joints and expression.
+
+    Joints and expression units are matched by name, and rotations and coefficients are copied as they are.
+    That is right between templates that share SMPL-X's joints and T pose; units that one side lacks rest at
+    zero and are named in the notes. Where no expression has the same name on both sides (ARKit's units
+    against FLAME's coefficients, or a plain head), jaw, lids and gaze are carried over, by whatever moves
+    them (:mod:`guava.body.controls`), and the rest of the expression is lost.
 
     Returns:
         The motion (the same object if it already belongs to ``template``), and notes, in sentences.
 
     Raises:
-        TemplateMismatchError: The joints differ, or no expression unit has the same name.
+        TemplateMismatchError: The joints differ, or the expression is of a kind that nothing is known of.
     """
     if motion.template_hash == template.hash:
         return motion, ()
@@ -114,34 +129,44 @@ def for_template(motion: Motion, template: Template) -> tuple[Motion, tuple[str,
             f"Motion '{motion.name}' was made for a template with other joints ({_some(strangers)}).",
             f"Track the video again with the template '{template.name}'.",
         )
-    shared = set(units) & set(motion.expression_names)
-    if not shared:
+    have = () if motion.template_name.endswith(PLAIN_HEAD) else motion.expression_names
+    shared = set(units if template.expressive_head else ()) & set(have)
+    if not shared and have and not has_units(have) and not have[0].startswith(COEFFICIENTS):
         raise TemplateMismatchError(
             f"Motion '{motion.name}' has expression units that the template '{template.name}' does not know "
             f"({_some(motion.expression_names)}).",
             f"Track the video again with the template '{template.name}'.",
         )
-    count = len(motion)
     source = motion.pose
     pose = replace(
-        Pose.rest(template, count),
+        Pose.rest(template, len(motion)),
         joints=_by_name(source.joints, motion.joint_names, joints),
-        expression=_by_name(source.expression, motion.expression_names, units),
         translation=source.translation,
     )
-    for name in ("body_expression", "eyelids"):
-        if getattr(pose, name).shape == getattr(source, name).shape:
-            pose = replace(pose, **{name: getattr(source, name)})
-    notes = [
-        f"Motion '{motion.name}' was made for another template ({motion.template_hash[:12]}); "
-        f"joints and {len(shared)} expression units were matched by name."
-    ]
-    lost = [n for n in motion.expression_names if n not in shared]
-    if lost:
-        notes.append(f"Units without a counterpart were dropped: {_some(lost)}.")
+    other = f"the template '{motion.template_name}'" if motion.template_name else "another template"
+    opening = f"Motion '{motion.name}' was made for {other} ({motion.template_hash[:12]}); joints"
+    if shared:
+        pose = replace(pose, expression=_by_name(source.expression, motion.expression_names, units))
+        for name in ("body_expression", "eyelids"):
+            if getattr(pose, name).shape == getattr(source, name).shape:
+                pose = replace(pose, **{name: getattr(source, name)})
+        notes = [f"{opening} and {len(shared)} expression units were matched by name."]
+        lost = [n for n in motion.expression_names if n not in shared]
+        if lost:
+            notes.append(f"Units without a counterpart were dropped: {_some(lost)}.")
+    else:
+        notes = [f"{opening} were matched by name; jaw, lids and gaze were carried over."]
+        controls = read_controls(replace(source, joints=pose.joints), have)
+        pose, missing = write_controls(pose, template, controls)
+        used = [n for i, n in enumerate(have) if bool((source.expression[:, i].abs() > 0.05).any())]
+        dropped = [n for n in used if n not in CONTROL_UNITS]
+        if missing:
+            notes.append(f"The template '{template.name}' cannot show {' and '.join(missing)}.")
+        if dropped:
+            notes.append(f"The rest of the expression was dropped: {_some(dropped)}.")
     moved = replace(
-        motion, pose=pose, template_hash=template.hash, joint_names=tuple(joints),
-        expression_names=tuple(units),
+        motion, pose=pose, template_hash=template.hash, template_name=template.name,
+        joint_names=tuple(joints), expression_names=tuple(units),
     )
     return moved, tuple(notes)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from guava.body import Template, load_template
+from guava.body import Template, template_for
 from guava.errors import FileFormatError, InputError
 from guava.motion.motion import Motion
 
@@ -86,7 +86,7 @@ def motion_of(tracked: TrackedSequence, template: Template | None = None) -> Mot
     """The motion in a tracked sequence; translation counts from the first valid frame."""
     from dataclasses import replace
 
-    template = template or load_template()
+    template = template or template_for(tracked.template_hash, tracked.template_name)
     place = tracked.pose.translation[int(tracked.valid.nonzero()[0])]
     return Motion(
         pose=replace(tracked.pose, translation=tracked.pose.translation - place),
@@ -98,4 +98,5 @@ def motion_of(tracked: TrackedSequence, template: Template | None = None) -> Mot
         expression_names=tracked.expression_names,
         loop=False,
         name=tracked.media.name,
+        template_name=tracked.template_name,
     )

@@ -23,6 +23,7 @@ class Motion:
         expression_names: E names of ``pose.expression``.
         loop: Whether the last frame continues into the first.
         name: For people.
+        template_name: The template's name; "" in older files.
     """
 
     pose: Pose
@@ -34,6 +35,7 @@ class Motion:
     expression_names: tuple[str, ...]
     loop: bool
     name: str
+    template_name: str = ""
 
     def __len__(self) -> int:
         return self.pose.joints.shape[0]

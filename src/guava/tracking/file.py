@@ -11,7 +11,7 @@ from dataclasses import fields
 
 from torch import Tensor
 
-from guava.body import Identity, Pose, Template, load_template
+from guava.body import Identity, Pose, Template, template_for
 from guava.camera import Camera
 from guava.container import read_container, write_container
 from guava.errors import FileFormatError
@@ -34,10 +34,10 @@ def save_tracked(
     Args:
         tracked: What to write.
         path: Where to.
-        template: Its template, for the joints' names; the open template if left out.
+        template: Its template, for the joints' names; found among the installed ones if left out.
         keep_masks: Also write the person masks.
     """
-    template = template or load_template()
+    template = template or template_for(tracked.template_hash, tracked.template_name)
     tensors: dict[str, Tensor] = {f"pose.{f.name}": getattr(tracked.pose, f.name) for f in fields(Pose)}
     tensors |= {"timestamps": tracked.timestamps, "valid": tracked.valid}
     own: dict[str, Tensor] = {
@@ -58,6 +58,7 @@ def save_tracked(
     header = {
         "fps": tracked.fps,
         "template_hash": tracked.template_hash,
+        "template_name": tracked.template_name,
         "joint_names": list(template.body.joint_names),
         "expression_names": list(tracked.expression_names),
         "loop": False,
@@ -112,6 +113,7 @@ def load_tracked(path: str | os.PathLike) -> TrackedSequence:
             expression_names=tuple(header["expression_names"]),
             detector=extra["detector"],
             masks=own.get("masks"),
+            template_name=str(header.get("template_name", "")),
             **{name: own[name] for name in _ARRAYS},
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -87,6 +87,7 @@ class TrackedSequence:
         masks: (T, S, S) uint8 person probability x 255 in the crop (S = ``camera.width``), as the detector
             gave it (not refined), 0 outside the image; None where the detector has no segmentation or a clip
             did not keep it. Reconstruction needs it for the frame it reconstructs from.
+        template_name: The template's name; "" in older files.
     """
 
     identity: Identity
@@ -107,6 +108,7 @@ class TrackedSequence:
     expression_names: tuple[str, ...]
     detector: str
     masks: Tensor | None = None
+    template_name: str = ""
 
     def __len__(self) -> int:
         return self.pose.joints.shape[0]

@@ -12,15 +12,17 @@ import torch
 from torch import Tensor
 
 from guava.body import Pose, Template, load_template
+from guava.body.template import PLAIN_HEAD
 from guava.camera import Camera
 from guava.errors import NoPersonError
 from guava.tracking.config import TrackingConfig
 from guava.tracking.crop import crop_image, person_extent, points_box, square_crop
 from guava.tracking.detectors.base import Detector, FrameDetections
-from guava.tracking.expression import expression_prior
+from guava.tracking.expression import expression_prior, load_response
 from guava.tracking.fit.body import BodyFit, fit_body
 from guava.tracking.fit.face import fit_face
 from guava.tracking.fit.hand import fit_hand
+from guava.tracking.fit.offsets import offsets_known
 from guava.tracking.lifting import load_networks
 from guava.tracking.observations import Observations, gather, select_frames
 from guava.tracking.quality import measure
@@ -236,8 +238,11 @@ def track_detections(
             f"No person was found in '{media.name}'.", "Use a picture of one person, face in view."
         )
     crops = _crops(detections, image_sizes, shots, config)
-    # The networks know MediaPipe's errors; another detector's points mean something else to them.
-    lifting = load_networks(template.hash) if detector == "mediapipe" else None
+    # The networks know MediaPipe's errors; another detector's points mean something else to them. They see
+    # the body, which is the same under either head.
+    body_hash = load_template().hash if template.name == "open" + PLAIN_HEAD else template.hash
+    lifting = load_networks(body_hash) if detector == "mediapipe" else None
+    notes = [*notes, *_unmeasured(template, detector)]
     observations = gather(detections, crops, image_sizes, lifting)
     camera = Camera.frontal(config.crop_size)
     with torch.no_grad():
@@ -274,10 +279,25 @@ def track_detections(
         quality=quality,
         media=media,
         template_hash=template.hash,
+        template_name=template.name,
         expression_names=template.expression_names,
         detector=detector,
         masks=masks,
     )
+
+
+def _unmeasured(template: Template, detector: str) -> list[str]:
+    """What was measured on renders of the open template, and this fit does without."""
+    missing = []
+    if detector == "mediapipe" and load_response(template.hash, "mediapipe478") is None:
+        missing.append("how face landmarks answer to expressions")
+    if not offsets_known(template):
+        missing.append("where joints lie under the detector's points")
+        missing += ["depth of arms and hands"] * (detector == "mediapipe")
+    if not missing:
+        return []
+    told = ", ".join(missing[:-1]) + " and " * (len(missing) > 1) + missing[-1]
+    return [f"Measured for the open template only, and not used with '{template.name}': {told}."]
 
 
 def _timestamps(frames: int, fps: float) -> Tensor:

@@ -186,7 +186,9 @@ def reconstruct_baseline(
             photo.name or tracked.media.name,
             hands_seen=shown_hands,
         )
-    return Avatar(gaussians, identity, template.hash, source, provenance)
+    return Avatar(
+        gaussians, identity, template.hash, source, provenance, template_name=template.name
+    )
 
 
 def hands_seen(tracked: TrackedSequence, frame: int) -> tuple[bool, bool]:

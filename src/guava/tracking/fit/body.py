@@ -17,6 +17,7 @@ from torch import Tensor
 
 from guava.body import EHM, Identity, Pose, Template
 from guava.body.ehm import JAW, LEFT_EYE, RIGHT_EYE
+from guava.body.skeleton import rest_joints
 from guava.camera import Camera
 from guava.rotation import axis_angle_to_matrix
 from guava.tracking.config import BodyFitConfig
@@ -28,7 +29,7 @@ from guava.tracking.fit.chain import (
     rest_jacobian,
     rotation_jacobian,
 )
-from guava.tracking.fit.face import FaceFit, FaceLandmarkModel, project_with_jacobian, rest_joints
+from guava.tracking.fit.face import FaceFit, FaceLandmarkModel, project_with_jacobian
 from guava.tracking.fit.hand import HandFit, add_pose_prior, relative_rotation
 from guava.tracking.fit.offsets import body_offset, hand_offsets, offsets_known
 from guava.tracking.fit.solver import NormalEquations, Smoothness, huber_cost, minimise, robust_weight

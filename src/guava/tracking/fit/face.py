@@ -21,9 +21,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from guava.body import LinearModel, Template
+from guava.body import Template
 from guava.body.controls import jaw_by_joint
 from guava.body.ehm import HEAD_JAW, HEAD_LEFT_EYE, HEAD_RIGHT_EYE, JAW, LEFT_EYE, RIGHT_EYE
+from guava.body.skeleton import rest_joints
 from guava.camera import Camera
 from guava.rotation import axis_angle_to_matrix, matrix_to_axis_angle
 from guava.tracking.config import FaceFitConfig
@@ -366,18 +367,6 @@ class FaceLandmarkModel:
             hinged = torch.einsum("lck,tkv->tlcv", self.hinged_pose_dirs, by_axis)
             out = out + swing[:, None] @ hinged
         return out
-
-
-def rest_joints(template: Template, model: LinearModel) -> tuple[Tensor, Tensor, Tensor]:
-    """A model's own rest joints (J, 3) and their directions by shape (J, 3, S) and expression (J, 3, E),
-    float64: from the mesh where the template regresses joints, else from the model's arrays."""
-    if template.regress_joints:
-        return tuple(
-            torch.einsum("jv,v...->j...", model.joint_regressor, values).double()
-            for values in (model.v_template, model.shape_dirs, model.expression_dirs)
-        )
-    none = torch.zeros(model.num_joints, 3, model.num_expression, dtype=torch.float64)
-    return model.joints_template.double(), model.joints_shape_dirs.double(), none
 
 
 def project_with_jacobian(camera: Camera, points: Tensor) -> tuple[Tensor, Tensor]:

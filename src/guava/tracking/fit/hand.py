@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from guava.body import Template
+from guava.body.skeleton import rest_joints
 from guava.camera import Camera
 from guava.rotation import axis_angle_to_matrix, matrix_to_axis_angle
 from guava.tracking.config import BodyFitConfig
 from guava.tracking.fit.chain import Skeleton, finger_joints, pose_chain, rest_jacobian, rotation_jacobian
-from guava.tracking.fit.face import project_with_jacobian, rest_joints
+from guava.tracking.fit.face import project_with_jacobian
 from guava.tracking.fit.offsets import hand_offsets, offsets_known
 from guava.tracking.fit.solver import NormalEquations, Smoothness, huber_cost, minimise, robust_weight
 from guava.tracking.priors import FINGERS, finger_joint_ids, pose_prior
