@@ -39,7 +39,9 @@ def tiny_config() -> GuavaConfig:
             neck_channels=(4, 6, 8, 8), pyramid=(0, 1, 0, 1, 1),
         ),
         template_branch=TemplateBranchConfig(base_channels=5, global_channels=7),
-        uv_branch=UVBranchConfig(size=16, base_channels=3, feature_channels=6, style_channels=8, channel_scale=32),
+        uv_branch=UVBranchConfig(
+            size=16, base_channels=3, feature_channels=6, style_channels=8, channel_scale=32,
+        ),
         refiner=RefinerConfig(size=16, style_channels=8, channel_scale=32),
     )  # fmt: skip
 

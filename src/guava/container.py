@@ -148,25 +148,28 @@ def read_container(
         InputError: There is no such file.
         FileFormatError: The file is damaged, of another kind, or newer than this software.
     """
-    return _read(path, kind, version, with_tensors=True)
+    return _read(path, kind, version)
 
 
-def read_header(path: str | os.PathLike, kind: str, version: int) -> dict[str, Any]:
-    """The header alone, without reading the tensors; the checksum is thus not verified.
+def read_part(
+    path: str | os.PathLike, kind: str, version: int, *prefixes: str
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Only the tensors whose names begin with one of ``prefixes``, and the header.
+
+    The checksum, which is over the whole file, is not verified: callers need one of their own.
 
     Raises:
         As :func:`read_container`.
     """
-    return _read(path, kind, version, with_tensors=False)[1]
+    return _read(path, kind, version, prefixes)
 
 
 def _read(
-    path: str | os.PathLike, kind: str, version: int, with_tensors: bool
+    path: str | os.PathLike, kind: str, version: int, prefixes: tuple[str, ...] | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"There is no file '{path}'.")
-    tensors: dict[str, Tensor] = {}
     try:
         with safe_open(path, framework="pt") as handle:
             text = (handle.metadata() or {}).get(_KEY)
@@ -183,12 +186,15 @@ def _read(
                     f"{version}.",
                     "Update with: pip install -U guava-avatar",
                 )
-            if with_tensors:
-                tensors = {name: handle.get_tensor(name) for name in handle.keys()}
+            tensors = {
+                name: handle.get_tensor(name)
+                for name in handle.keys()
+                if prefixes is None or name.startswith(prefixes)
+            }
     except PermissionError as error:
         raise InputError(f"'{path}' may not be read.", "Check its permissions.") from error
     except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise FileFormatError(f"'{path}' is damaged or not a Guava file ({error}).") from error
-    if with_tensors and header.get(_CHECKSUM) != _checksum(tensors, header):
+    if prefixes is None and header.get(_CHECKSUM) != _checksum(tensors, header):
         raise FileFormatError(f"'{path}' is damaged: its checksum does not match.", "Copy it again.")
     return tensors, header

@@ -120,8 +120,9 @@ def _import(action: Import) -> None:
     notes = list(saved.provenance["notes"])
     if template is None:
         notes.append(
-            f"The template '{OFFICIAL_TEMPLATE}' is not installed yet, so the checkpoint's copy of it was not "
-            "compared with yours; these weights need it. Add your files with: guava assets add --help"
+            f"These weights need the template '{OFFICIAL_TEMPLATE}', which is not installed yet. Add your "
+            "SMPL-X and FLAME files (see: guava assets add --help); import again after that to have them "
+            "compared with the checkpoint's copy."
         )
     warn(notes)
     say(f"{action.checkpoint.name} -> {path}")
@@ -160,15 +161,15 @@ def _info(name: str) -> None:
     refiner = sum(t.numel() for t in (weights.refiner or {}).values())
     say(f"name        {weights.name}")
     say(f"preset      {weights.preset}")
-    template = weights.template_hash
-    say(f"template    {weights.template_name}" + (f" ({template[:16]})" if template else " (any build of it)"))
+    template = f"hash {weights.template_hash[:16]}" if weights.template_hash else "made from your own files"
+    say(f"template    {weights.template_name} ({template})")
     say(
         f"numbers     {network / 1e6:.1f} M network"
         + (f" + {refiner / 1e6:.1f} M refiner" if weights.refiner else ", no refiner")
         + f", {weights.precision}"
     )
     say(f"hash        {weights.hash}")
-    for key, label in (("source", "from"), ("file", "file"), ("sha256", "sha256"), ("iteration", "iteration")):
+    for label, key in (("from", "source"), ("file", "file"), ("sha256", "sha256"), ("step", "iteration")):
         if provenance.get(key) is not None:
             say(f"{label:<11} {provenance[key]}")
     if provenance.get("imported"):
@@ -221,8 +222,8 @@ def _export(action: Export) -> None:
         write_official(weights, action.output)
     say(f"{action.output} ({_megabytes(action.output.stat().st_size)})")
     say(
-        "It has the authors' keys without body arrays: their loader, which is not strict, keeps those that it "
-        "builds from its own asset folder."
+        "It has the authors' keys without body arrays: their loader, which is not strict, keeps those that "
+        "it builds from its own asset folder."
     )
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from guava.body import Template
-from guava.container import read_container, read_header, write_container
+from guava.container import read_part, write_container
 from guava.errors import FileFormatError, InputError, MissingAssetError, TemplateMismatchError
 from guava.folders import weights_folder
 from guava.model.backbone import BACKBONE, module_layout, to_layout
@@ -34,6 +34,7 @@ WEIGHTS_KIND, WEIGHTS_VERSION = "weights", 1
 SUFFIX = ".weights"
 EMBEDDED = Path(__file__).parent / "data"
 Precision = Literal["float32", "float16"]
+PARTS = ("network", "refiner")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -53,6 +54,7 @@ class Weights:
         precision: In which the tensors were stored; in memory they are float32 always.
         provenance: JSON values: where they came from, licences, training.
         hash: SHA-256 over config, template and tensors as stored.
+        parts: What was read; the other's state is empty.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Weights:
     precision: Precision = "float32"
     provenance: dict[str, Any] = field(default_factory=dict)
     hash: str = ""
+    parts: tuple[str, ...] = PARTS
 
     @property
     def preset(self) -> str:
@@ -243,6 +246,8 @@ def save_weights(
             network=_halved(weights.network),
             refiner=None if weights.refiner is None else _halved(weights.refiner),
         )
+    if weights.parts != PARTS:
+        raise ValueError(f"Only {weights.parts} of '{weights.name}' was read.")
     tensors = {f"network.{key}": value for key, value in weights.network.items()}
     tensors |= {f"refiner.{key}": value for key, value in (weights.refiner or {}).items()}
     header = {
@@ -253,14 +258,20 @@ def save_weights(
         "precision": precision,
         "refiner": weights.refiner is not None,
         "provenance": weights.provenance,
+        "sections": {part: _digest(tensors, part) for part in PARTS},
     }
-    header["hash"] = _digest(tensors, header)
+    header["hash"] = _identity(header)
+    header["seal"] = _seal(header)
     write_container(path, WEIGHTS_KIND, WEIGHTS_VERSION, tensors, header)
     return replace(_in_single_precision(weights), hash=header["hash"])
 
 
-def load_weights(name_or_path: str | os.PathLike) -> Weights:
+def load_weights(name_or_path: str | os.PathLike, parts: tuple[str, ...] = PARTS) -> Weights:
     """Weights by name ("official"), by what an avatar keeps ("official:0123456789abcdef"), or from a file.
+
+    Args:
+        name_or_path: Which.
+        parts: What to read, of :data:`PARTS`: an animation needs the refiner alone, a seventh of the file.
 
     Raises:
         MissingAssetError: There are none of that name, or only others with the same name.
@@ -268,8 +279,11 @@ def load_weights(name_or_path: str | os.PathLike) -> Weights:
         FileFormatError: The file is damaged, incomplete, foreign or newer.
     """
     path, digest = _locate(name_or_path)
-    tensors, header = read_container(path, WEIGHTS_KIND, WEIGHTS_VERSION)
+    tensors, header = read_part(path, WEIGHTS_KIND, WEIGHTS_VERSION, *(f"{part}." for part in parts))
     try:
+        intact = all(header["sections"][part] == _digest(tensors, part) for part in parts)
+        if not intact or header["hash"] != _identity(header) or header["seal"] != _seal(header):
+            raise FileFormatError(f"'{path}' is damaged: its checksum does not match.", "Copy it again.")
         weights = Weights(
             name=header["name"],
             config=config_from_json(header["config"]),
@@ -280,6 +294,7 @@ def load_weights(name_or_path: str | os.PathLike) -> Weights:
             precision=header["precision"],
             provenance=header["provenance"],
             hash=header["hash"],
+            parts=parts,
         )
     except (KeyError, TypeError) as error:
         raise FileFormatError(f"'{path}' is not a complete weights file ({error}).") from error
@@ -340,7 +355,7 @@ def _info(path: Path) -> WeightsInfo:
         "size": path.stat().st_size if path.is_file() else 0,
     }
     try:
-        header = read_header(path, WEIGHTS_KIND, WEIGHTS_VERSION)
+        _, header = read_part(path, WEIGHTS_KIND, WEIGHTS_VERSION)
         config_from_json(header["config"])
         return WeightsInfo(
             **known | {"name": header["name"]},
@@ -358,10 +373,20 @@ def _info(path: Path) -> WeightsInfo:
         return WeightsInfo(**known, problem=f"'{path}' is not a complete weights file ({error}).")
 
 
-def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
-    facts = {key: header[key] for key in ("config", "template", "precision", "refiner")}
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for name in sorted(tensors):
+def _identity(header: Mapping[str, Any]) -> str:
+    facts = {key: header[key] for key in ("config", "template", "precision", "refiner", "sections")}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _seal(header: Mapping[str, Any]) -> str:
+    """Checksum of the header, whose own is over the tensors too."""
+    facts = {key: header[key] for key in ("name", "preset", "provenance", "hash")}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(tensors: Mapping[str, Tensor], part: str) -> str:
+    digest = hashlib.sha256(part.encode())
+    for name in sorted(name for name in tensors if name.startswith(f"{part}.")):
         value = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy())
@@ -481,7 +506,8 @@ def load_into(network: nn.Module | None, refiner: nn.Module | None, weights: Wei
     """Copy weights into modules; every key must be there and fit.
 
     Args:
-        network: Of ``build_network(weights.config, template)``; None to leave it out.
+        network: Of ``build_network(weights.config, template)``; None to leave it out. Built under
+            ``torch.device("meta")`` it takes the weights' own tensors over, without a second copy.
         refiner: Of ``build_refiner(weights.config)``; None to leave it out.
         weights: What to copy.
 
@@ -515,4 +541,7 @@ def load_into(network: nn.Module | None, refiner: nn.Module | None, weights: Wei
             )
         states.append((module, state))
     for module, state in states:
-        module.load_state_dict(state, strict=True)
+        on_meta = any(value.is_meta for value in module.state_dict().values())
+        module.load_state_dict(state, strict=True, assign=on_meta)
+        if on_meta and (empty := [name for name, table in module.named_buffers() if table.is_meta]):
+            raise ValueError(f"A network with the table {empty[0]} cannot be built on the meta device.")
