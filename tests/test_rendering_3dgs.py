@@ -376,7 +376,7 @@ def pretended_gsplat(monkeypatch):
     asked = {}
 
     def rasterization(means, quats, scales, opacities, colors, viewmats, Ks, width, height, **options):  # noqa: N803
-        asked.update(options, channels=colors.shape[-1])
+        asked.update(options, channels=colors.shape[-1], opacity=float(opacities.max()))
         conventions = replace(GSPLAT, near=options["near_plane"], eps2d=options["eps2d"])
         camera = Camera(viewmats[0], Ks[0], width, height)
         out = splat_torch(means, quats, scales, opacities, colors, camera, None, conventions)
@@ -394,12 +394,13 @@ def test_gsplat_says_that_it_deviates(pretended_gsplat):
     single = [g.float() for g in gaussians]
     single[1] = torch.nn.functional.normalize(single[1], dim=1)
     camera = camera.to(dtype=torch.float32)
-    with pytest.warns(RuntimeWarning, match="0.99"):
+    single[3][5] = 1.0
+    with pytest.warns(RuntimeWarning, match="three standard deviations"):
         out = splat_gsplat(*single, camera, torch.ones(4), THREE_DGS)
     assert pretended_gsplat["near_plane"] == 0.2 and pretended_gsplat["channels"] == 5
-    assert out.depth is None
+    assert out.depth is None and pretended_gsplat["opacity"] == pytest.approx(0.99)
     exact = splat(*single, camera, background=torch.ones(4), conventions=THREE_DGS)
-    torch.testing.assert_close(out.features, exact.features, atol=0.05, rtol=0)
+    torch.testing.assert_close(out.features, exact.features, atol=0.02, rtol=0)
     torch.testing.assert_close(out.inverse_depth, exact.inverse_depth, atol=2e-3, rtol=0)
     plain = splat_gsplat(*single, camera, None, GSPLAT)
     torch.testing.assert_close(plain.depth, splat(*single, camera).depth, atol=1e-3, rtol=0)
