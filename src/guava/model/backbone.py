@@ -7,17 +7,31 @@ its hub ("transformers4"); and that of transformers 5 ("transformers5"), which G
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from guava.errors import FileFormatError
+from guava.errors import FileFormatError, InputError, MissingAssetError
+from guava.folders import user_folder
+from guava.model.torch_file import read_torch_file
 
 BACKBONE = "encoder.backbone."
 """Where the backbone sits in a network's state."""
+
+VARIABLE = "GUAVA_DINOV2"
+"""Environment variable that names the backbone's file."""
+
+HUB_NAME = "facebook/dinov2-base"
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+TORCH_FILE = "dinov2_vitb14_pretrain.pth"
+TORCH_URL = f"https://dl.fbaipublicfiles.com/dinov2/dinov2_vitb14/{TORCH_FILE}"
 
 Layout = Literal["official", "transformers4", "transformers5"]
 
@@ -115,3 +129,127 @@ def to_layout(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
             values = [torch.cat(values)]
         out.update(zip(new, values, strict=True))
     return out | {key: value for key, value in state.items() if key not in used}
+
+
+# --- where its weights come from ---
+
+
+def backbone_places() -> list[Path]:
+    """Every place where the weights of DINOv2 ViT-B/14 are looked for, the first that exists counts: the file
+    that ``GUAVA_DINOV2`` names, the user's folder, the hub's cache, torch hub's cache."""
+    places = [Path(named).expanduser()] if (named := os.environ.get(VARIABLE)) else []
+    own = user_folder() / "backbones"
+    places += [own / TORCH_FILE, *(own / HUB_NAME.split("/")[1] / name for name in HUB_FILES)]
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:  # comes with transformers
+        pass
+    else:
+        cached = (try_to_load_from_cache(HUB_NAME, name) for name in HUB_FILES)
+        places += [Path(path) for path in cached if isinstance(path, str)]
+    return [*places, Path(torch.hub.get_dir()) / "checkpoints" / TORCH_FILE]
+
+
+def find_backbone(path: str | os.PathLike | None = None) -> Path:
+    """The file with the backbone's weights; nothing is downloaded.
+
+    Args:
+        path: The file, or transformers' folder of it; otherwise the first of :func:`backbone_places`.
+
+    Raises:
+        InputError: ``path``, or the file that ``GUAVA_DINOV2`` names, does not exist.
+        MissingAssetError: It is nowhere; the hint names the ways to get it.
+    """
+    named = path if path is not None else os.environ.get(VARIABLE)
+    if named:
+        found = Path(named).expanduser()
+        if found.is_dir():
+            found = next((found / name for name in HUB_FILES if (found / name).is_file()), found)
+        if not found.is_file():
+            whose = "" if path is not None else f" (environment variable {VARIABLE})"
+            raise InputError(f"There is no file '{found}'{whose} with the weights of DINOv2 ViT-B/14.")
+        return found
+    for place in backbone_places():
+        if place.is_file():
+            return place
+    raise MissingAssetError(
+        "The weights of the image encoder DINOv2 ViT-B/14 (346 MB, Apache-2.0) are not here, and Guava "
+        "downloads nothing by itself.",
+        f"Get them with 'hf download {HUB_NAME} model.safetensors', or save {TORCH_URL} in "
+        f"'{user_folder() / 'backbones'}', or name your file with the environment variable {VARIABLE}.",
+    )
+
+
+def read_backbone(path: str | os.PathLike) -> dict[str, Tensor]:
+    """Tensors of a backbone's file in the layout "transformers5".
+
+    Args:
+        path: DINOv2's own ``.pth``, or transformers' ``.safetensors`` or ``pytorch_model.bin``.
+
+    Raises:
+        InputError: There is no such file.
+        FileFormatError: It is damaged, holds code, or holds no DINOv2.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        if not path.is_file():
+            raise InputError(f"There is no file '{path}'.")
+        try:
+            state = load_file(path)
+        except (SafetensorError, ValueError, OSError) as error:
+            raise FileFormatError(f"'{path}' is damaged or no safetensors file ({error}).") from error
+    else:
+        state = read_torch_file(path, what="file of the backbone")
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise FileFormatError(f"'{path}' does not hold a table of tensors.")
+    state = {key.removeprefix("dinov2."): value.float() for key, value in state.items()}
+    if module_layout(state) is None:
+        raise FileFormatError(f"'{path}' holds no DINOv2: none of its keys is one of its blocks'.")
+    return to_layout(state, "transformers5")
+
+
+def load_backbone(backbone: nn.Module, path: str | os.PathLike | None = None) -> Path:
+    """Put DINOv2's published weights into ``network.encoder.backbone``.
+
+    Args:
+        backbone: transformers' ``Dinov2Model``; one with fewer blocks than the file's takes the first ones.
+        path: See :func:`find_backbone`.
+
+    Returns:
+        The file they came from.
+
+    Raises:
+        InputError: The named file does not exist.
+        MissingAssetError: The weights are nowhere; the hint names the ways to get them.
+        FileFormatError: The file is damaged, or of another network than ViT-B/14; nothing was loaded.
+    """
+    found = find_backbone(path)
+    expected = backbone.state_dict()
+    layout = module_layout(expected) or "transformers5"
+    state = to_layout(read_backbone(found), layout)
+    blocks = {key.split(".")[2] for key in expected if key.startswith("encoder.layer.")}
+    state = {
+        key: value
+        for key, value in state.items()
+        if not key.startswith("encoder.layer.") or key.split(".")[2] in blocks
+    }
+    wrong = [key for key in expected if key not in state or state[key].shape != expected[key].shape]
+    more = [key for key in state if key not in expected]
+    if wrong or more:
+        widths = {384: "ViT-S/14", 768: "ViT-B/14", 1024: "ViT-L/14", 1536: "ViT-g/14"}
+        weight = state.get("layernorm.weight")
+        width = 0 if weight is None else len(weight)
+        what = f" It is as wide as {widths[width]}." if width in widths else ""
+        if any("register" in key for key in more):
+            what += " It has register tokens, which DINOv2 without 'reg' in its name does not have."
+        raise FileFormatError(
+            f"'{found}' does not hold the backbone that is needed: {len(wrong)} of {len(expected)} tensors "
+            f"are missing or of another shape{_first(wrong)}, {len(more)} are unknown{_first(more)}.{what}",
+            f"DINOv2 ViT-B/14 is {HUB_NAME} on the hub, or {TORCH_URL}",
+        )
+    backbone.load_state_dict(state, strict=True)
+    return found
+
+
+def _first(keys: list[str]) -> str:
+    return f" ({keys[0]}{', ...' if len(keys) > 1 else ''})" if keys else ""
