@@ -14,6 +14,8 @@ from guava.errors import InputError
 
 if TYPE_CHECKING:
     from guava.avatar import Avatar
+    from guava.body import Template
+    from guava.model.generate import NetworkSettings
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,26 @@ class Config:
     """The avatar file to write, for instance me.guava."""
     model: str = "baseline"
     """How the avatar is made. "baseline" needs no weights: it projects the photo onto the fitted body,
-    bends the surface to the silhouette and adds a shell of pixels for hair and cloth."""
+    bends the surface to the silhouette and adds a shell of pixels for hair and cloth. "official", "paper"
+    and "lite" are learned networks and need weights (see guava weights)."""
+    weights: str | None = None
+    """Name or file of the network's weights; without it, those named like the model. "random:SEED" is for
+    developers: it shows that the program runs, and nothing else."""
+    template: str | None = None
+    """Body template to fit: that of the weights, or "open"."""
+    device: str = "cpu"
+    """Where the network runs: cpu or cuda."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the network."""
+    ablate: tuple[Literal["refiner", "inverse-mapping", "uv-gaussians", "ehm"], ...] = ()
+    """Parts of the network to leave out, as in Table 4 of the paper. Weights that were trained with a part
+    do worse without it than such that never had it."""
+    noise: int | None = None
+    """Seed of the random noise that the authors' networks draw; without it there is none, and equal photos
+    give equal avatars."""
+    matting: Literal["closed_form", "tracker"] = "closed_form"
+    """What cuts the person out for a network: the photo's own edges ("closed_form"), or the detector's
+    mask as it is."""
     detector: Literal["mediapipe", "simcc"] = "mediapipe"
     """What finds face, body and hands. "simcc" needs --detector-model."""
     detector_model: Path | None = None
@@ -61,31 +82,33 @@ def make_avatar(config: Config) -> tuple[Avatar, str]:
     """Photo -> avatar, with a progress bar; also the table of stage times.
 
     Raises:
-        GuavaError: The photo cannot be used, nobody is in it, or a package is missing.
+        GuavaError: The photo cannot be used, nobody is in it, or weights, a template or a package is missing.
     """
     from time import perf_counter
 
-    from guava.model import GENERATORS, reconstruct
-    from guava.model.baseline import STAGES
+    from guava.model import generator_stages, reconstruct
     from guava.model.stages import Stages
     from guava.photo import load_photo
     from guava.tracking import TrackingConfig, track_image
 
-    if config.model not in GENERATORS:
-        names = ", ".join(sorted(GENERATORS))
-        raise InputError(f"There is no model '{config.model}'.", f"Choose one of: {names}.")
+    template, settings = choose_model(config)
     photo = load_photo(config.photo)
-    steps = 2 + len(STAGES)
+    names = generator_stages(config.model)
+    steps = 2 + len(names)
     with stage_bar("reconstruct") as progress:
         progress("load", 0, steps)
         start = perf_counter()
         detector = open_detector(config.detector, config.detector_model)
         loaded = perf_counter()
         progress("track", 1, steps)
-        tracked = track_image(photo, config=TrackingConfig(detector=config.detector), detector=detector)
+        tracked = track_image(
+            photo, config=TrackingConfig(detector=config.detector), template=template, detector=detector
+        )
         done = perf_counter()
-        stages = Stages(STAGES, lambda stage, number, _total: progress(stage, 2 + number, steps))
-        avatar = reconstruct(photo, tracked, model=config.model, stages=stages)
+        stages = Stages(names, lambda stage, number, _total: progress(stage, 2 + number, steps))
+        avatar = reconstruct(
+            photo, tracked, model=config.model, template=template, config=settings, stages=stages
+        )
     provenance = avatar.provenance
     avatar = replace(
         avatar,
@@ -99,6 +122,42 @@ def make_avatar(config: Config) -> tuple[Avatar, str]:
     before = {"detector": loaded - start, "track": done - loaded}
     lines = [f"{name:<14}{seconds:7.2f} s" for name, seconds in before.items()] + [stages.table()]
     return avatar, "\n".join(lines)
+
+
+def choose_model(config: Config) -> tuple[Template, NetworkSettings | None]:
+    """The template to track with, and a network's settings with its weights loaded; None for the baseline.
+
+    Raises:
+        InputError: There is no such model, or the baseline was given a network's settings.
+        GuavaError: Weights or template are missing, or do not belong together.
+    """
+    from guava.body import load_template
+    from guava.model import GENERATORS
+
+    if config.model not in GENERATORS:
+        names = ", ".join(sorted(GENERATORS))
+        raise InputError(f"There is no model '{config.model}'.", f"Choose one of: {names}.")
+    if config.model == "baseline":
+        given = [name for name in ("weights", "ablate", "noise") if getattr(config, name) not in (None, ())]
+        if given or config.device != "cpu" or config.precision != "fp32":
+            raise InputError(
+                "The model 'baseline' learns nothing and runs on the CPU: --weights, --ablate, --noise, "
+                "--device and --precision are for networks.",
+                "Leave them out, or name a network: --model official.",
+            )
+        return load_template(config.template or "open"), None
+    from guava.model.generate import NetworkSettings, prepare
+
+    settings = NetworkSettings(
+        weights=config.weights,
+        device=config.device,
+        precision=config.precision,
+        noise=config.noise,
+        matting=config.matting,
+        ablate=config.ablate,
+    )
+    settings, template = prepare(config.model, settings, config.template)
+    return template, settings
 
 
 def open_detector(name: str, model: Path | None):

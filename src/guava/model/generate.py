@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,6 +22,7 @@ from guava.body import EHM, Pose, Template, load_template
 from guava.camera import Camera
 from guava.errors import InputError, MissingAssetError, NoPersonError, TemplateMismatchError
 from guava.model.assemble import Seen, assemble, seen_in_source
+from guava.model.backbone import BACKBONE
 from guava.model.baseline.assemble import SIDES, hands_seen
 from guava.model.config import Ablation, GuavaConfig, preset
 from guava.model.network import build_network, build_refiner
@@ -488,16 +490,44 @@ _HOW = {
 }
 
 
-def template_name_of(model: str, config: NetworkSettings) -> str | None:
-    """Name of the template that a photo must be tracked with for these weights; None if any will do.
+def prepare(
+    model: str, config: NetworkSettings, template_name: str | None = None
+) -> tuple[NetworkSettings, Template]:
+    """The weights and the template that a photo has to be tracked with, before any work is done.
+
+    Args:
+        model: The preset.
+        config: Settings; what ``weights`` names is loaded.
+        template_name: The template that the user wants; without it, that of the weights (the open one for
+            random weights), with its plain head in the ablation of the expressive head.
+
+    Returns:
+        The settings with the weights themselves in them, and the template.
 
     Raises:
-        As :func:`find_weights`.
+        MissingAssetError: Weights or template are not installed.
+        TemplateMismatchError: The template is not that of the weights.
+        InputError: As :func:`find_weights`.
     """
-    if isinstance(config.weights, str) and config.weights.startswith(RANDOM):
-        return None
-    name = find_weights(model, config).template_name
-    return name + PLAIN_HEAD if "ehm" in config.ablate and not name.endswith(PLAIN_HEAD) else name
+    random = isinstance(config.weights, str) and config.weights.startswith(RANDOM)
+    weights = None if random else find_weights(model, config)
+    plain = PLAIN_HEAD if "ehm" in config.ablate else ""
+    if template_name is None:
+        name = "open" if weights is None else weights.template_name
+        template_name = name if name.endswith(PLAIN_HEAD) else name + plain
+    try:
+        template = load_template(template_name)
+    except MissingAssetError as error:
+        if weights is None:
+            raise
+        raise MissingAssetError(
+            f"The weights '{weights.name}' need the template '{template_name}', which is not installed.",
+            error.hint,
+        ) from error
+    if weights is None:
+        weights = find_weights(model, config, template)
+    _check_template(weights, template, without(weights.config, config.ablate))
+    return replace(config, weights=weights, network=None), template
 
 
 def random_weights(config: GuavaConfig, template: Template, seed: int) -> Weights:
@@ -576,7 +606,7 @@ def load_refiner(avatar: Avatar, weights: str | Path | Weights | None = None) ->
         return refiner.eval()
     if weights is None:
         try:
-            weights = load_weights(f"{reference.weights}:{reference.hash[:16]}")
+            weights = load_weights(f"{reference.weights}:{reference.hash[:16]}", parts=("refiner",))
         except MissingAssetError as error:
             raise MissingAssetError(
                 f"This avatar is shown by the refiner of the weights '{reference}', which are not installed.",
@@ -584,14 +614,15 @@ def load_refiner(avatar: Avatar, weights: str | Path | Weights | None = None) ->
                 "picture with --coarse.",
             ) from error
     elif not isinstance(weights, Weights):
-        weights = load_weights(weights)
+        weights = load_weights(weights, parts=("refiner",))
     if weights.hash != reference.hash:
         raise InputError(
             f"This avatar was made with the weights '{reference}', not with '{weights.name}' "
             f"({weights.hash[:12]}).",
             "Name those, or make the avatar again.",
         )
-    refiner = build_refiner(weights.config)
+    with torch.device("meta") if weights.config.refiner.kind == "styleunet" else nullcontext():
+        refiner = build_refiner(weights.config)
     load_into(None, refiner, weights)
     return refiner.eval()
 
@@ -610,11 +641,13 @@ def without(config: GuavaConfig, ablate: tuple[str, ...]) -> GuavaConfig:
 
 def _network(weights: Weights, config: GuavaConfig, template: Template) -> nn.Module:
     """The network of ``config`` with ``weights``, which may have been trained with more parts."""
-    network = build_network(config, template)
+    # Without numbers of its own, the paper's network takes the weights' tensors over: no second gigabyte.
+    with torch.device("meta") if config.encoder.kind == "dinov2" else nullcontext():
+        network = build_network(config, template)
     state = weights.network
     if config != weights.config:
         expected = network.state_dict()
-        state = {key: value for key, value in state.items() if key in expected}
+        state = {k: v for k, v in state.items() if k in expected or k.startswith(BACKBONE)}
     load_into(network, None, replace(weights, network=state))
     return network
 
@@ -649,11 +682,11 @@ __all__ = [
     "NetworkSettings",
     "find_weights",
     "load_refiner",
+    "prepare",
     "random_weights",
     "reconstruct_network",
     "source_batch",
     "source_picture",
     "source_view",
-    "template_name_of",
     "without",
 ]
