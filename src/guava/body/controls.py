@@ -84,14 +84,13 @@ def read_controls(pose: Pose, expression_names: tuple[str, ...]) -> FaceControls
             return pose.expression[:, expression_names.index(name)]
         return pose.expression.new_zeros(frames)
 
-    if has_units(expression_names):
-        # mouthClose shuts the lips over an open jaw; without it the jaw itself must close.
-        jaw[:, 0] += FULL_JAW * (unit("jawOpen") - unit("mouthClose")).clamp(min=0)
-        jaw[:, 1] += FULL_JAW_ASIDE * (unit("jawLeft") - unit("jawRight"))
-        for side, (name, outward) in enumerate((("Left", 1.0), ("Right", -1.0))):
-            lids[:, side] += unit(f"eyeBlink{name}")
-            gaze[:, side, 0] += outward * FULL_LOOK * (unit(f"eyeLookOut{name}") - unit(f"eyeLookIn{name}"))
-            gaze[:, side, 1] += FULL_LOOK * (unit(f"eyeLookUp{name}") - unit(f"eyeLookDown{name}"))
+    # mouthClose shuts the lips over an open jaw; without it the jaw itself must close.
+    jaw[:, 0] += FULL_JAW * (unit("jawOpen") - unit("mouthClose")).clamp(min=0)
+    jaw[:, 1] += FULL_JAW_ASIDE * (unit("jawLeft") - unit("jawRight"))
+    for side, (name, outward) in enumerate((("Left", 1.0), ("Right", -1.0))):
+        lids[:, side] += unit(f"eyeBlink{name}")
+        gaze[:, side, 0] += outward * FULL_LOOK * (unit(f"eyeLookOut{name}") - unit(f"eyeLookIn{name}"))
+        gaze[:, side, 1] += FULL_LOOK * (unit(f"eyeLookUp{name}") - unit(f"eyeLookDown{name}"))
     return FaceControls(jaw, lids.clamp(0, 1), gaze)
 
 
@@ -130,3 +129,21 @@ def write_controls(pose: Pose, template: Template, controls: FaceControls) -> tu
     elif bool((controls.lids > 0.1).any()):
         lost.append("blinks")
     return replace(pose, joints=joints, expression=expression, eyelids=eyelids), tuple(lost)
+
+
+def with_units(pose: Pose, template: Template, units: dict[str, float]) -> Pose:
+    """``pose`` (of ``template``) with a face of these ARKit units and no others; a template without units
+    shows of them what jaw, lids and gaze can."""
+    if expression_units(template):
+        expression = torch.zeros_like(pose.expression)
+        for name, value in units.items():
+            if name in template.expression_names:
+                expression[:, template.unit(name)] = value
+        return replace(pose, expression=expression)
+    joints = pose.joints.clone()
+    joints[:, JAW] = 0
+    values = torch.tensor(list(units.values())).expand(joints.shape[0], -1)
+    asked = replace(pose, joints=joints, expression=values, eyelids=torch.zeros_like(pose.eyelids))
+    controls = read_controls(asked, tuple(units))
+    bare = replace(pose, expression=torch.zeros_like(pose.expression))
+    return write_controls(bare, template, controls)[0]

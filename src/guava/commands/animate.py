@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from guava.commands.console import bar, check_output, parse_color, say, warn, write_sidecar
 
 if TYPE_CHECKING:
-    from guava.avatar import Avatar
+    from guava.avatar import Animator, Avatar
     from guava.body import Template
     from guava.motion import Motion, Performance
 
@@ -33,6 +33,9 @@ class Config:
     """The video to write (.mp4, .mov or .mkv). Beside it goes OUT.mp4.json, which says how it was made."""
     motion: str = "talk"
     """A clip of ours (talk, idle, wave) or a motion file, from guava track."""
+    template: str | None = None
+    """The body template that the avatar must belong to. Files find theirs by themselves; this only checks
+    it."""
     size: int = 512
     """Side of the video in pixels."""
     fps: float | None = None
@@ -53,12 +56,23 @@ class Config:
     takes the motion's stance as it is. "auto": the photo for our clips, the motion for motion files."""
     seed: int = 0
     """Another take of a clip of ours."""
+    template: str | None = None
+    """Name of the body template; the avatar finds its own without it."""
+    weights: str | None = None
+    """Name or file of the weights that the avatar was made with, if they are not installed by that name."""
+    coarse: bool = False
+    """Show the Gaussians' own colours, without the refiner (of avatars that have one)."""
+    device: str = "cpu"
+    """Where everything runs: cpu or cuda."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the refiner."""
+    noise: int | None = None
+    """Seed of the random noise that the authors' refiner draws at every frame; without it there is none."""
 
 
 def run(config: Config) -> None:
     """Render the video."""
-    from guava.avatar import load_avatar
-    from guava.body import load_template
+    from guava.avatar import open_avatar
     from guava.errors import InputError
 
     check_output(config.output, ".mp4", ".mov", ".mkv")
@@ -67,8 +81,7 @@ def run(config: Config) -> None:
         raise InputError(f"--size {config.size} is outside 16 to 4096.")
     if config.fps is not None and not 1 <= config.fps <= 240:
         raise InputError(f"--fps {config.fps:g} is outside 1 to 240.")
-    template = load_template()
-    avatar = load_avatar(config.avatar, template)
+    avatar, template = open_avatar(config.avatar, config.template)
     motion, anchor = find_motion(config.motion, template, config.seed)
     if config.anchor != "auto":
         anchor = config.anchor
@@ -83,6 +96,7 @@ def run(config: Config) -> None:
         yaw=config.yaw,
         pitch=config.pitch,
         background=background,
+        animator=animator,
     )
     count = performance.pose.joints.shape[0]
     write_sidecar(
@@ -92,13 +106,58 @@ def run(config: Config) -> None:
         frames=count,
         fps=performance.fps,
         notes=list(performance.notes),
-        template_hash=template.hash,
-        source_sha256=avatar.source.sha256,
-        synthetic_media=True,
+        **facts_of(animator),
     )
     say(
         f"{config.output}: {count} frames, {count / performance.fps:.1f} s; rendered at {rate:.1f} frames/s"
     )
+
+
+def open_animator(avatar: Avatar, template: Template, config) -> Animator:
+    """The avatar ready to be shown as the settings ``weights``, ``coarse``, ``device``, ``precision`` and
+    ``noise`` of ``config`` say; tells what is to be known of its network.
+
+    Raises:
+        InputError: Settings that do not fit the avatar.
+        GuavaError: Its refiner's weights are not there, or are others.
+    """
+    from guava.avatar import Animator
+    from guava.avatar.animate import PRECISIONS, find_device
+    from guava.errors import InputError
+
+    if avatar.refiner is None:
+        if config.weights is not None:
+            raise InputError("This avatar needs no weights to be shown.", "Leave out --weights.")
+    elif avatar.refiner.weights.startswith("random:"):
+        warn([note for note in avatar.provenance.notes if "RANDOM" in note])
+    refiner = None
+    if config.weights is not None and not config.coarse:
+        from guava.model.generate import load_refiner
+
+        refiner = load_refiner(avatar, config.weights)
+        refiner = refiner.to(find_device(config.device), PRECISIONS[config.precision])
+    return Animator(
+        avatar,
+        template,
+        refiner=refiner,
+        coarse=config.coarse,
+        device=config.device,
+        precision=config.precision,
+        noise=config.noise,
+    )
+
+
+def facts_of(animator: Animator) -> dict[str, Any]:
+    """What a result's sidecar says of the avatar and how it was shown."""
+    avatar = animator.avatar
+    return {
+        "generator": avatar.provenance.generator,
+        "refiner": None if animator.refiner is None else asdict(avatar.refiner),
+        "template": animator.template.name,
+        "template_hash": avatar.template_hash,
+        "source_sha256": avatar.source.sha256,
+        "synthetic_media": True,
+    }
 
 
 def find_motion(name: str, template: Template, seed: int = 0) -> tuple[Motion, Literal["photo", "motion"]]:
@@ -163,13 +222,14 @@ def render_video(
     pitch: float = 0.0,
     background: tuple[float, float, float] = (1.0, 1.0, 1.0),
     description: str = "animate",
+    animator: Animator | None = None,
 ) -> float:
-    """Render and encode, frame by frame; returns frames a second."""
+    """Render and encode, frame by frame; returns frames a second. ``animator`` is made without it."""
     from guava.avatar import Animator, over
     from guava.avatar.framing import framing, pivot, samples, view_from
     from guava.photo import VideoWriter
 
-    animator = Animator(avatar, template)
+    animator = animator or Animator(avatar, template)
     camera = framing(avatar, template, size, poses=performance.pose, hands=performance.arms)
     if yaw or pitch:
         camera = view_from(camera, yaw, pitch, pivot(avatar, template))

@@ -38,6 +38,8 @@ class Config:
     """Folder for the results; made if need be."""
     photo: Path | None = None
     """A photo of yours instead of the astronaut."""
+    template: str = "open"
+    """Body template to fit; see guava assets."""
     size: int = 512
     """Side of the videos in pixels."""
     again: bool = False
@@ -59,12 +61,12 @@ def run(config: Config) -> None:
     except OSError as error:
         raise InputError(f"Cannot make the folder '{folder}': {error.strerror}.") from error
     name = path.stem
-    template = load_template()
+    template = load_template(config.template)
 
     avatar_file = folder / f"{name}.guava"
     avatar = None if config.again else _finished_avatar(avatar_file, photo.sha256, template)
     if avatar is None:
-        avatar = _reconstruct(path, avatar_file)
+        avatar = _reconstruct(path, avatar_file, config.template)
     else:
         say(f"{avatar_file} is there already")
     made_from = hashlib.sha256(avatar_file.read_bytes()).hexdigest()
@@ -135,11 +137,13 @@ def _finished_avatar(path: Path, photo_sha256: str, template: Template) -> Avata
     return avatar if avatar.source.sha256 == photo_sha256 else None
 
 
-def _reconstruct(photo: Path, output: Path) -> Avatar:
+def _reconstruct(photo: Path, output: Path, template: str) -> Avatar:
     from guava.avatar import save_avatar
     from guava.commands import reconstruct
 
-    avatar, _ = reconstruct.make_avatar(reconstruct.Config(photo=photo, output=output))
+    avatar, _ = reconstruct.make_avatar(
+        reconstruct.Config(photo=photo, output=output, template=template)
+    )
     save_avatar(avatar, output)
     say(f"{output}: {len(avatar.gaussians):,} Gaussians")
     return avatar
@@ -264,14 +268,9 @@ _ASLEEP = {"eyeBlinkLeft": 1.0, "eyeBlinkRight": 1.0, "mouthPressLeft": 0.2, "mo
 
 def _expression(avatar: Avatar, template: Template, units: dict[str, float]) -> Pose:
     """The photo's pose with another expression."""
-    from dataclasses import replace
+    from guava.body.controls import with_units
 
-    pose = avatar.source.pose
-    expression = pose.expression * 0
-    for name, value in units.items():
-        if name in template.expression_names:
-            expression[:, template.unit(name)] = value
-    return replace(pose, expression=expression)
+    return with_units(avatar.source.pose, template, units)
 
 
 def _moment(clip: str, seconds: float, arms: str, avatar: Avatar, template: Template) -> Pose:

@@ -31,6 +31,8 @@ class Config:
 
     verbose: bool = False
     """Also list the versions of all packages that Guava uses."""
+    template: str | None = None
+    """A body template that must be usable, besides the open one."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Finding:
 def run(config: Config) -> int:
     """Print the report; returns the exit status."""
     findings = examine()
+    if config.template is not None:
+        findings += _wanted(config.template)
     say(f"guava-avatar {__version__}, Python {platform.python_version()}, {platform.platform()}")
     for finding in findings:
         say(f"  {finding.mark}  {finding.name:<14} {finding.text}")
@@ -186,10 +190,32 @@ def _torch() -> Iterator[Finding]:
 
 
 def _template() -> Iterator[Finding]:
-    from guava.body import load_template
+    from guava.body import installed_templates, load_template
+    from guava.body.template import PLAIN_HEAD
+    from guava.errors import GuavaError
 
-    template = load_template()  # checks the hash
-    yield Finding(OK, "template", f"'{template.name}', hash {template.hash[:12]} matches its content")
+    for name in installed_templates():
+        if name.endswith(PLAIN_HEAD):
+            continue
+        try:
+            template = load_template(name)  # checks the hash
+        except GuavaError as error:
+            yield Finding(BROKEN if name == "open" else ABSENT, "template", error.message, error.hint)
+            continue
+        yield Finding(OK, "template", f"'{name}', hash {template.hash[:12]} matches its content")
+
+
+def _wanted(name: str) -> Iterator[Finding]:
+    """The template that the user asked about."""
+    from guava.body import load_template
+    from guava.errors import GuavaError
+
+    try:
+        template = load_template(name)
+    except GuavaError as error:
+        yield Finding(BROKEN, "template", error.message, error.hint)
+    else:
+        yield Finding(OK, "template", f"'{name}', hash {template.hash[:12]}")
 
 
 def _rendering() -> Iterator[Finding]:

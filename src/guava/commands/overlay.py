@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from guava.body import EHM, Identity, Pose, Template, load_template
+from guava.body import EHM, Identity, Pose, Template, template_for
 from guava.camera import Camera
 from guava.rendering.mesh import shade_mesh
 from guava.tracking import TrackedSequence
@@ -26,7 +26,7 @@ _PART_COLORS = {
 
 @lru_cache(maxsize=2)
 def _model(template_hash: str) -> tuple[Template, EHM, torch.Tensor]:
-    template = load_template()
+    template = template_for(template_hash, what="The fitted body")
     other = (0.80, 0.80, 0.80)
     palette = torch.tensor([_PART_COLORS.get(name, other) for name in template.part_names])
     return template, EHM(template), palette[template.face_parts]
@@ -46,7 +46,7 @@ def mesh_over(
         pixels: (H, W, 3) uint8.
         identity, pose: B = 1.
         camera: The picture's camera.
-        template_hash: Whose parameters these are (the open template's).
+        template_hash: Whose parameters these are; that template must be installed.
         strength: Opacity of the mesh.
 
     Returns:

@@ -14,7 +14,7 @@ from guava.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
-    from guava.avatar import Avatar
+    from guava.avatar import Animator, Avatar
     from guava.body import Pose, Template
 
 
@@ -48,6 +48,9 @@ class Config:
     """Degrees that the camera moves to its right, round the head."""
     pitch: float = 0.0
     """Degrees that the camera moves up."""
+    template: str | None = None
+    """The body template that the avatar must belong to. Files find theirs by themselves; this only checks
+    it."""
     size: int = 512
     """Side of the picture in pixels."""
     background: str = "white"
@@ -59,12 +62,23 @@ class Config:
     """Also, or instead of -o, write a video (.mp4) in which the camera goes once round the person."""
     seconds: float = 6.0
     """Length of the turntable."""
+    template: str | None = None
+    """Name of the body template; the avatar finds its own without it."""
+    weights: str | None = None
+    """Name or file of the weights that the avatar was made with, if they are not installed by that name."""
+    coarse: bool = False
+    """Show the Gaussians' own colours, without the refiner (of avatars that have one)."""
+    device: str = "cpu"
+    """Where everything runs: cpu or cuda."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the refiner."""
+    noise: int | None = None
+    """Seed of the random noise that the authors' refiner draws at every frame; without it there is none."""
 
 
 def run(config: Config) -> None:
     """Draw and save."""
-    from guava.avatar import load_avatar
-    from guava.body import load_template
+    from guava.avatar import open_avatar
 
     if config.output is None and config.turntable is None:
         raise InputError("Nothing to write.", "Give -o OUT.png, --turntable OUT.mp4, or both.")
@@ -79,12 +93,11 @@ def run(config: Config) -> None:
     background = (1.0, 1.0, 1.0) if clear else parse_color(config.background)
     if config.over and (config.yaw or config.pitch):
         raise InputError("--over draws from where the photo was taken.", "Leave out --yaw and --pitch.")
-    template = load_template()
-    avatar = load_avatar(config.avatar, template)
+    avatar, template = open_avatar(config.avatar, config.template)
     pose = find_pose(config.pose, config.time, avatar, template, config.arms)
-    facts = {"template_hash": template.hash, "source_sha256": avatar.source.sha256, "synthetic_media": True}
+    facts = facts_of(animator)
     if config.output is not None:
-        _picture(config, avatar, template, pose, background, clear)
+        _picture(config, animator, template, pose, background, clear)
         write_sidecar(config.output, "render", config, **facts)
         say(f"{config.output}")
     if config.turntable is not None:
@@ -97,19 +110,20 @@ def run(config: Config) -> None:
             pitch=config.pitch,
             seconds=config.seconds,
             background=background,
+            animator=animator,
         )
         write_sidecar(config.turntable, "render", config, **facts)
         say(f"{config.turntable}")
 
 
 def _picture(
-    config: Config, avatar: Avatar, template: Template, pose: Pose, background: tuple, clear: bool
+    config: Config, animator: Animator, template: Template, pose: Pose, background: tuple, clear: bool
 ) -> None:
-    from guava.avatar import Animator, over
+    from guava.avatar import over
     from guava.avatar.framing import framing, pivot, samples, view_from
     from guava.photo import load_photo, save_image
 
-    animator = Animator(avatar, template)
+    avatar = animator.avatar
     if config.over:
         photo = load_photo(config.over)
         if photo.sha256 != avatar.source.sha256:
@@ -124,7 +138,7 @@ def _picture(
     save_image(config.output, drawn.numpy() if clear else over(drawn, background).numpy())
 
 
-def draw_over(pixels: np.ndarray, animator, pose: Pose) -> np.ndarray:
+def draw_over(pixels: np.ndarray, animator: Animator, pose: Pose) -> np.ndarray:
     """The avatar at the photo's own pixels; pixels that no Gaussian touches are copied.
 
     Args:
@@ -201,6 +215,7 @@ def render_turntable(
     fps: float = 25.0,
     background=(1.0, 1.0, 1.0),
     description: str = "turntable",
+    animator: Animator | None = None,
 ) -> None:
     """A video in which the camera goes once round the person, in one pose, starting at the photo's view."""
     from guava.avatar import Animator, over
@@ -209,7 +224,7 @@ def render_turntable(
 
     if seconds <= 0:
         raise InputError(f"--seconds {seconds:g} is not a length.")
-    animator = Animator(avatar, template)
+    animator = animator or Animator(avatar, template)
     camera, center = framing(avatar, template, size), pivot(avatar, template)
     count = max(2, round(seconds * fps))
     with VideoWriter(output, fps, (size, size)) as writer:

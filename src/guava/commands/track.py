@@ -47,6 +47,9 @@ class Config:
     overlay: Path | None = None
     """Also draw the fitted body over the input: a .png for a photo, an .mp4 for a video. Look at it: a
     small number in the report does not prove a good fit."""
+    template: str = "open"
+    """Body template to fit: "open", one of yours (see guava assets), or either with "-plain-head" (the body
+    keeps its own head, as in the paper's ablation)."""
     detector: Literal["mediapipe", "simcc"] = "mediapipe"
     """What finds face, body and hands. "simcc" needs --detector-model."""
     detector_model: Path | None = None
@@ -74,29 +77,33 @@ def run(config: Config) -> None:
 
 
 def _keypoints(config: Config) -> None:
+    from guava.body import load_template
     from guava.motion.keypoints import track_keypoints
     from guava.tracking.file import save_tracked
 
     with stage_bar("track") as progress:
-        tracked = track_keypoints(config.input, progress=progress)
-    save_tracked(tracked, config.output)
+        template = load_template(config.template)
+        tracked = track_keypoints(config.input, template, progress)
+    save_tracked(tracked, config.output, template=template)
     _report(config, tracked, ())
 
 
 def _photo(config: Config) -> None:
+    from guava.body import load_template
     from guava.commands.overlay import fit_overlay
     from guava.commands.reconstruct import open_detector
     from guava.photo import load_photo, save_png
     from guava.tracking import TrackingConfig, track_image
     from guava.tracking.file import save_tracked
 
-    photo = load_photo(config.input)
+    photo, template = load_photo(config.input), load_template(config.template)
     with stage_bar("track") as progress:
         progress("load", 0, 2)
         detector = open_detector(config.detector, config.detector_model)
         progress("fit", 1, 2)
-        tracked = track_image(photo, config=TrackingConfig(detector=config.detector), detector=detector)
-    save_tracked(tracked, config.output)
+        settings = TrackingConfig(detector=config.detector)
+        tracked = track_image(photo, config=settings, template=template, detector=detector)
+    save_tracked(tracked, config.output, template=template)
     _report(config, tracked, photo.notes)
     if config.overlay:
         save_png(config.overlay, fit_overlay(photo.pixels, tracked, 0))
@@ -104,18 +111,21 @@ def _photo(config: Config) -> None:
 
 
 def _video(config: Config) -> None:
+    from guava.body import load_template
     from guava.commands.overlay import fit_overlay
     from guava.commands.reconstruct import open_detector
     from guava.photo import VideoReader, VideoWriter
     from guava.tracking import TrackingConfig, track_video
     from guava.tracking.file import save_tracked
 
-    reader = VideoReader(config.input)
+    reader, template = VideoReader(config.input), load_template(config.template)
     detector = open_detector(config.detector, config.detector_model)
     settings = TrackingConfig(detector=config.detector)
     with stage_bar("track") as progress:
-        tracked = track_video(config.input, config=settings, detector=detector, progress=progress)
-    save_tracked(tracked, config.output)
+        tracked = track_video(
+            config.input, config=settings, template=template, detector=detector, progress=progress
+        )
+    save_tracked(tracked, config.output, template=template)
     _report(config, tracked, reader.notes)
     if not config.overlay:
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from guava.body import Identity, Pose, Template
+from guava.body.controls import with_units
 from guava.camera import Camera
 from guava.model.baseline.surface import (
     EYEBALLS,
@@ -197,12 +198,7 @@ def lid_texels(tables: SurfaceTables) -> Lids:
 
 def shut_eyes(template: Template) -> Pose:
     """The rest pose with both eyes shut, by blink units or by lid directions."""
-    pose = Pose.rest(template)
-    expression = pose.expression.clone()
-    for name in ("eyeBlinkLeft", "eyeBlinkRight"):
-        if name in template.expression_names:
-            expression[:, template.unit(name)] = 1
-    return replace(pose, expression=expression, eyelids=torch.ones_like(pose.eyelids))
+    return with_units(Pose.rest(template), template, {"eyeBlinkLeft": 1.0, "eyeBlinkRight": 1.0})
 
 
 def _find_lids(tables: SurfaceTables) -> Lids:
