@@ -56,8 +56,6 @@ class Config:
     takes the motion's stance as it is. "auto": the photo for our clips, the motion for motion files."""
     seed: int = 0
     """Another take of a clip of ours."""
-    template: str | None = None
-    """Name of the body template; the avatar finds its own without it."""
     weights: str | None = None
     """Name or file of the weights that the avatar was made with, if they are not installed by that name."""
     coarse: bool = False
@@ -82,6 +80,7 @@ def run(config: Config) -> None:
     if config.fps is not None and not 1 <= config.fps <= 240:
         raise InputError(f"--fps {config.fps:g} is outside 1 to 240.")
     avatar, template = open_avatar(config.avatar, config.template)
+    animator = open_animator(avatar, template, config)
     motion, anchor = find_motion(config.motion, template, config.seed)
     if config.anchor != "auto":
         anchor = config.anchor

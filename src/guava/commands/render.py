@@ -62,8 +62,6 @@ class Config:
     """Also, or instead of -o, write a video (.mp4) in which the camera goes once round the person."""
     seconds: float = 6.0
     """Length of the turntable."""
-    template: str | None = None
-    """Name of the body template; the avatar finds its own without it."""
     weights: str | None = None
     """Name or file of the weights that the avatar was made with, if they are not installed by that name."""
     coarse: bool = False
@@ -79,6 +77,7 @@ class Config:
 def run(config: Config) -> None:
     """Draw and save."""
     from guava.avatar import open_avatar
+    from guava.commands.animate import facts_of, open_animator
 
     if config.output is None and config.turntable is None:
         raise InputError("Nothing to write.", "Give -o OUT.png, --turntable OUT.mp4, or both.")
@@ -94,6 +93,7 @@ def run(config: Config) -> None:
     if config.over and (config.yaw or config.pitch):
         raise InputError("--over draws from where the photo was taken.", "Leave out --yaw and --pitch.")
     avatar, template = open_avatar(config.avatar, config.template)
+    animator = open_animator(avatar, template, config)
     pose = find_pose(config.pose, config.time, avatar, template, config.arms)
     facts = facts_of(animator)
     if config.output is not None:
