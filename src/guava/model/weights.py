@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from guava.body import Template
-from guava.container import read_part, write_container
+from guava.container import read_container, read_part, write_container
 from guava.errors import FileFormatError, InputError, MissingAssetError, TemplateMismatchError
 from guava.folders import weights_folder
 from guava.model.backbone import BACKBONE, module_layout, to_layout
@@ -36,6 +36,7 @@ EMBEDDED = Path(__file__).parent / "data"
 Precision = Literal["float32", "float16"]
 PARTS = ("network", "refiner")
 
+_FACTS = ("config", "template", "precision", "refiner", "sections")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -279,11 +280,15 @@ def load_weights(name_or_path: str | os.PathLike, parts: tuple[str, ...] = PARTS
         FileFormatError: The file is damaged, incomplete, foreign or newer.
     """
     path, digest = _locate(name_or_path)
-    tensors, header = read_part(path, WEIGHTS_KIND, WEIGHTS_VERSION, *(f"{part}." for part in parts))
     try:
-        intact = all(header["sections"][part] == _digest(tensors, part) for part in parts)
-        if not intact or header["hash"] != _identity(header) or header["seal"] != _seal(header):
-            raise FileFormatError(f"'{path}' is damaged: its checksum does not match.", "Copy it again.")
+        if parts == PARTS:
+            tensors, header = read_container(path, WEIGHTS_KIND, WEIGHTS_VERSION)
+        else:
+            prefixes = [f"{part}." for part in parts]
+            tensors, header = read_part(path, WEIGHTS_KIND, WEIGHTS_VERSION, *prefixes)
+            intact = all(header["sections"][part] == _digest(tensors, part) for part in parts)
+            if not intact or header["seal"] != _seal(header):
+                raise FileFormatError(f"'{path}' is damaged: its checksum does not match.", "Copy it again.")
         weights = Weights(
             name=header["name"],
             config=config_from_json(header["config"]),
@@ -374,13 +379,13 @@ def _info(path: Path) -> WeightsInfo:
 
 
 def _identity(header: Mapping[str, Any]) -> str:
-    facts = {key: header[key] for key in ("config", "template", "precision", "refiner", "sections")}
+    facts = {key: header[key] for key in _FACTS}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _seal(header: Mapping[str, Any]) -> str:
-    """Checksum of the header, whose own is over the tensors too."""
-    facts = {key: header[key] for key in ("name", "preset", "provenance", "hash")}
+    """Checksum of the header alone, for whoever reads only a part; the container's is over all tensors."""
+    facts = {key: header[key] for key in (*_FACTS, "name", "preset", "provenance", "hash")}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
