@@ -374,6 +374,21 @@ class EHM(nn.Module):
         return transforms, posed + translation[:, None]
 
 
+def canonical_vertices(template: Template) -> Tensor:
+    """(V, 3) the neutral person's rest mesh with the neutral head in place: canonical positions for exports.
+
+    With the release's models this is the ``v_template`` of its checkpoint.
+    """
+    body, head = template.body, template.head
+    out = body.v_template.clone()
+    if template.expressive_head:
+        eyes = body.joints_template[[LEFT_EYE, RIGHT_EYE]].mean(0)
+        shift = eyes - head.joints_template[[HEAD_LEFT_EYE, HEAD_RIGHT_EYE]].mean(0)
+        ids, blend = template.head_vertex_ids, template.head_blend[:, None]
+        out[ids] = (1 - blend) * out[ids] + blend * (head.v_template + shift)
+    return out
+
+
 def _apply(directions: Tensor, coefficients: Tensor) -> Tensor:
     """(V, 3, K) x (B, k) -> (B, V, 3); k may be smaller than K (the rest are zero)."""
     flat = directions.reshape(-1, directions.shape[-1])[:, : coefficients.shape[-1]]

@@ -22,7 +22,8 @@ from guava.container import read_container, write_container
 from guava.errors import FileFormatError, MissingAssetError
 from guava.folders import templates_folder
 
-TEMPLATE_KIND, TEMPLATE_VERSION = "template", 1
+TEMPLATE_KIND, TEMPLATE_VERSION = "template", 2
+"""Version 2 can hold a UV table and exact skinning weights; files without them are written as version 1."""
 OPEN_TEMPLATE = Path(__file__).parent / "data" / "open.template"
 
 
@@ -89,6 +90,20 @@ class LandmarkEmbedding:
 
 
 @dataclass(frozen=True)
+class UVTable:
+    """Which point of the surface every texel of the atlas is, where that is not to be computed from ``uv``.
+
+    Attributes:
+        face_ids: (S, S) int64 index into ``Template.faces``, -1 where there is none; row = v, column = u.
+        barycentrics: (S, S, 3). [Q] All zeros at texels of faces that rounding collapsed (smplx-flame): such
+            a texel's point is the origin.
+    """
+
+    face_ids: Tensor
+    barycentrics: Tensor
+
+
+@dataclass(frozen=True)
 class Template:
     """Two linear models and the tables that go with them. See Eq. 1 and :class:`guava.body.ehm.EHM`.
 
@@ -120,6 +135,7 @@ class Template:
             of head and body go together; a fit should penalise ``head_shape -
             expected_head_shape(body_shape)``, or a large head will sit on a small body. None where the two
             models know nothing of each other.
+        uv_table: The texels of the release's network (smplx-flame), or None: they are rasterised from ``uv``.
         expressive_head: False is the ablation "w/o EHM" ("plain head"): the body keeps its own head, moved by
             the body's own jaw, eyes and expression; ``head`` and ``eyelid_dirs`` are then not used.
         hash: SHA-256 over all arrays and names; avatars, motions and weights carry it.
@@ -145,6 +161,7 @@ class Template:
     surface_points: dict[str, int]
     provenance: dict
     head_from_body: Tensor | None = None
+    uv_table: UVTable | None = None
     expressive_head: bool = True
     hash: str = field(default="")
 
@@ -294,17 +311,25 @@ def save_template(template: Template, path: str | os.PathLike, *, exact: bool = 
     Args:
         template: Its own ``hash`` is ignored.
         path: Where to.
-        exact: Keep single precision. Otherwise directions and skinning weights are rounded to half precision
-            and small shape directions to bytes, without which the embedded template would not fit its 8 MB.
+        exact: Keep single precision, bit by bit. Otherwise directions and skinning weights are rounded to
+            half precision and small shape directions to bytes, without which the embedded template would not
+            fit its 8 MB.
 
     Returns:
         The hash, over the values as stored: it is what :func:`read_template` gives.
+
+    Raises:
+        ValueError: The template is a plain head, which is made of its template when it is loaded.
     """
+    if not template.expressive_head:
+        raise ValueError("A plain head is not a template of its own; save the template that it is made of.")
     real = torch.float32 if exact else torch.float16
     tensors: dict[str, Tensor] = {}
     for prefix, model in (("body", template.body), ("head", template.head)):
         for name in _MODEL_ARRAYS:
-            if name == "weights":
+            if name == "weights" and exact:
+                tensors[f"{prefix}.weights.rows"] = model.weights.float()
+            elif name == "weights":
                 for key, value in _sparse(model.weights).items():
                     tensors[f"{prefix}.weights.{key}"] = value.to(real) if key == "values" else value
             elif name in _DIRECTIONS:
@@ -316,6 +341,9 @@ def save_template(template: Template, path: str | os.PathLike, *, exact: bool = 
             tensors[f"{prefix}.joint_regressor"] = model.joint_regressor.float()
     for name in _TABLES:
         tensors[name] = _compact(name, getattr(template, name), real)
+    if template.uv_table is not None:
+        tensors["uv_table.face_ids"] = _compact_integers(template.uv_table.face_ids)
+        tensors["uv_table.barycentrics"] = template.uv_table.barycentrics.float()
     if template.head_from_body is not None:
         tensors["head_from_body"] = template.head_from_body.float()
     for side, ids in zip(("left", "right"), template.hand_vertex_ids, strict=True):
@@ -338,7 +366,7 @@ def save_template(template: Template, path: str | os.PathLike, *, exact: bool = 
     write_container(
         path,
         TEMPLATE_KIND,
-        TEMPLATE_VERSION,
+        TEMPLATE_VERSION if exact or template.uv_table is not None else 1,
         tensors,
         {**names, "provenance": template.provenance, "hash": digest},
     )
@@ -383,7 +411,10 @@ def _assemble(tensors: dict[str, Tensor], header: dict) -> Template:
             arrays[name] = _unpack_directions(
                 {k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)}
             )
-        weights = _dense({k: tensors[f"{prefix}.weights.{k}"] for k in ("values", "indices", "columns")})
+        if f"{prefix}.weights.rows" in tensors:
+            weights = get(f"{prefix}.weights.rows")
+        else:
+            weights = _dense({k: tensors[f"{prefix}.weights.{k}"] for k in ("values", "indices", "columns")})
         regressor = f"{prefix}.joint_regressor"
         return LinearModel(
             weights=weights,
@@ -392,6 +423,9 @@ def _assemble(tensors: dict[str, Tensor], header: dict) -> Template:
             **arrays,
         )
 
+    table = None
+    if "uv_table.face_ids" in tensors:
+        table = UVTable(get("uv_table.face_ids"), get("uv_table.barycentrics"))
     landmark_names = sorted({key.split(".")[1] for key in tensors if key.startswith("landmarks.")})
     return Template(
         name=header["name"],
@@ -411,6 +445,7 @@ def _assemble(tensors: dict[str, Tensor], header: dict) -> Template:
         surface_points=header["surface_points"],
         provenance=header["provenance"],
         head_from_body=tensors.get("head_from_body"),
+        uv_table=table,
         hash=header["hash"],
         **{name: get(name) for name in _TABLES},
     )
