@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from guava import __version__
 from guava.errors import GuavaError
 
-VERBS = ("demo", "track", "reconstruct", "animate", "render", "doctor", "assets", "weights")
+VERBS = ("demo", "track", "reconstruct", "animate", "render", "doctor", "assets", "weights", "data")
 
 _ABOUT = """One photo of a person in; an animatable avatar of 3D Gaussians out.
 
@@ -27,6 +27,8 @@ _ABOUT = """One photo of a person in; an animatable avatar of 3D Gaussians out.
   guava track VIDEO -o M.motion                     take someone's motion, to drive an avatar with
   guava render A.guava -o OUT.png                   one picture, from any side
   guava doctor                                      what works here, and how to get the rest
+  guava weights list                                learned weights; take over the GUAVA authors' checkpoint
+  guava data info FOLDER                            look at, and convert, what the authors' tracker wrote
 
 Every verb explains itself: guava VERB --help. Add --debug for a traceback in case of an error."""
 

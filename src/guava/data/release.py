@@ -286,6 +286,7 @@ class ReleaseDataset:
             raise FileFormatError(f"'{self.path / TRACKING}' has no frames of the clip '{name}'.")
         count = len(frames)
         values = {n: np.full((count, k), np.nan, np.float32) for g in _FIELDS.values() for n, k in g.items()}
+        values["M_o2c-hd"] = np.full((count, 9), np.nan)
         parts = np.full((count, len(PARTS), 3, 3), np.nan)
         points = np.zeros((count, POINTS, 2), np.float32)
         scores = np.full((count, POINTS), np.nan, np.float32)
@@ -313,7 +314,7 @@ class ReleaseDataset:
             usable=usable,
             identity=identity,
             values=values,
-            body_crop=values.pop("M_o2c-hd").reshape(count, 3, 3).astype(np.float64),
+            body_crop=values.pop("M_o2c-hd").reshape(count, 3, 3),
             part_crops=parts,
             keypoints=points if recorded else None,
             scores=scores if recorded else None,
