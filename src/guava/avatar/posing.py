@@ -19,7 +19,7 @@ the two poses: q' = quat(R_t) quat(R_t,rest)^-1 q_rest and s' = s_rest sigma / s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numba
 import numpy as np
@@ -39,9 +39,8 @@ _TINY = 1e-10  # metres; lengths are sqrt(max(sum x^2, 1e-20)), as in the releas
 _MISFIT = "The Gaussians are bound to faces, vertices or joints the template does not have."
 
 
-@dataclass(frozen=True)
-class TriangleFrames:
-    """Orientation and size of F triangles.
+class TriangleFrames(NamedTuple):
+    """Orientation and size of F triangles; unpacks as (rotation, sigma).
 
     Attributes:
         rotation: (*B, F, 3, 3) R_t, columns a0, a1, a2.
@@ -89,8 +88,8 @@ def triangle_frames(vertices: Tensor, faces: Tensor, sigma_rule: SigmaRule = "me
 
 def face_frames(
     vertices: Tensor, faces: Tensor, sigma_rule: SigmaRule = "edge_and_height"
-) -> tuple[Tensor, Tensor]:
-    """:func:`triangle_frames` as two tensors, by default with the release's sigma.
+) -> TriangleFrames:
+    """:func:`triangle_frames`, by default with the release's sigma: ``rotation, sigma = face_frames(v, f)``.
 
     Args:
         vertices: (*B, V, 3) metres.
@@ -100,8 +99,7 @@ def face_frames(
     Returns:
         R_t (*B, F, 3, 3) with the columns a0, a1 (the normal), a2, and sigma (*B, F) metres.
     """
-    frames = triangle_frames(vertices, faces, sigma_rule)
-    return frames.rotation, frames.sigma
+    return triangle_frames(vertices, faces, sigma_rule)
 
 
 def bind_to_triangles(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from guava.avatar.posing import triangle_frames as face_frames
+from guava.avatar.posing import face_frames
 from guava.camera import Camera
 from guava.rendering import MeshFragments, rasterize_mesh
 
