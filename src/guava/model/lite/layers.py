@@ -2,6 +2,9 @@
 
 Normalisation costs a CPU more than the convolutions at the fine levels, so only the three coarsest levels
 have it; everywhere else residual blocks start small (``gain``) instead.
+
+Weights have unit variance and are scaled when they are used, so that one step of Adam changes every layer by
+the same share, wide or narrow (Karras et al. 2018, "equalised learning rate").
 """
 
 from __future__ import annotations
@@ -9,13 +12,35 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+_GAIN = 1.6
+"""Keeps the variance of what comes out of a SiLU; 1 keeps that of anything else."""
 
-def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
-    """A convolution that keeps the size (or halves it) and the variance."""
-    out = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)
-    nn.init.kaiming_normal_(out.weight, nonlinearity="relu")
-    nn.init.zeros_(out.bias)
-    return out
+
+class ScaledConv(nn.Conv2d):
+    """A convolution of unit-variance weights times ``gain / sqrt(fan in)``, keeping or halving the size."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, gain: float = _GAIN):
+        super().__init__(inputs, outputs, kernel, stride, kernel // 2)
+        self.scale = gain * (inputs * kernel * kernel) ** -0.5
+        nn.init.normal_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.weight * self.scale, self.bias, self.stride, self.padding)
+
+
+class ScaledLinear(nn.Linear):
+    """A linear layer of unit-variance weights times ``gain / sqrt(fan in)``."""
+
+    def __init__(self, inputs: int, outputs: int, gain: float = _GAIN):
+        super().__init__(inputs, outputs)
+        self.scale = gain * inputs**-0.5
+        nn.init.normal_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight * self.scale, self.bias)
+
 
 
 def upsample(x: Tensor) -> Tensor:
@@ -34,8 +59,8 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, *, norm: bool = False):
         super().__init__()
         self.norm = nn.GroupNorm(max(channels // 16, 1), channels) if norm else nn.Identity()
-        self.first = conv(channels, channels)
-        self.second = conv(channels, channels)
+        self.first = ScaledConv(channels, channels)
+        self.second = ScaledConv(channels, channels)
         self.gain = nn.Parameter(torch.full((channels, 1, 1), 0.3))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,7 +73,7 @@ class Down(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, blocks: int, *, norm: bool = False):
         super().__init__()
-        self.reduce = conv(inputs, outputs, 3, 2)
+        self.reduce = ScaledConv(inputs, outputs, 3, 2)
         self.blocks = nn.Sequential(*(ResidualBlock(outputs, norm=norm) for _ in range(blocks)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,8 +85,8 @@ class Up(nn.Module):
 
     def __init__(self, inputs: int, skip: int, outputs: int, blocks: int, *, norm: bool = False):
         super().__init__()
-        self.narrow = conv(inputs, outputs, 1)
-        self.join = conv(outputs + skip, outputs)
+        self.narrow = ScaledConv(inputs, outputs, 1, gain=1)
+        self.join = ScaledConv(outputs + skip, outputs)
         self.blocks = nn.Sequential(*(ResidualBlock(outputs, norm=norm) for _ in range(blocks)))
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
@@ -85,7 +110,7 @@ class CompactEncoder(nn.Module):
     def __init__(self, inputs: int = 5, width: int = 32, outputs: int = 48, global_channels: int = 256):
         super().__init__()
         w = (width, 2 * width, 4 * width, 6 * width, 8 * width)
-        self.stem = conv(4 * inputs, w[0])
+        self.stem = ScaledConv(4 * inputs, w[0], gain=1)
         self.down = nn.ModuleList(
             [
                 Down(w[0], w[1], 1),
@@ -97,9 +122,9 @@ class CompactEncoder(nn.Module):
         self.up = nn.ModuleList(
             [Up(w[4], w[3], w[3], 0), Up(w[3], w[2], w[2], 0), Up(w[2], w[1], w[1], 1)]
         )
-        self.fine = conv(w[0], outputs, 1)
-        self.coarse = conv(w[1], outputs, 1)
-        self.embed = nn.Linear(2 * w[4], global_channels)
+        self.fine = ScaledConv(w[0], outputs, 1)
+        self.coarse = ScaledConv(w[1], outputs, 1)
+        self.embed = ScaledLinear(2 * w[4], global_channels)
 
     def forward(self, picture: Tensor) -> tuple[Tensor, Tensor]:
         """(B, inputs, S, S), S a multiple of 32 -> features (B, outputs, S/2, S/2) and vector (B, global)."""
@@ -134,7 +159,7 @@ class UVNet(nn.Module):
     ):
         super().__init__()
         w = widths
-        self.stem = conv(4 * inputs, w[0])
+        self.stem = ScaledConv(4 * inputs, w[0], gain=1)
         self.down = nn.ModuleList(
             [
                 Down(w[0], w[1], 1),
@@ -143,7 +168,7 @@ class UVNet(nn.Module):
                 Down(w[3], w[4], 2, norm=True),
             ]
         )
-        self.style = nn.Linear(global_channels, 2 * w[4])
+        self.style = ScaledLinear(global_channels, 2 * w[4], gain=0.3)
         self.up = nn.ModuleList(
             [
                 Up(w[4], w[3], w[3], 1, norm=True),
@@ -152,10 +177,10 @@ class UVNet(nn.Module):
                 Up(w[1], w[0], w[0], 0),
             ]
         )
-        self.coarse = conv(w[0], coarse_outputs, 1)
-        self.widen = conv(w[0], 4 * outputs, 1)
-        self.fine = conv(inputs, outputs, 1)
-        self.blend = conv(outputs, outputs)
+        self.coarse = ScaledConv(w[0], coarse_outputs, 1)
+        self.widen = ScaledConv(w[0], 4 * outputs, 1)
+        self.fine = ScaledConv(inputs, outputs, 1, gain=1)
+        self.blend = ScaledConv(outputs, outputs)
 
     def forward(self, atlas: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
         """(B, inputs, H, H), H a multiple of 32, and (B, global_channels) -> features (B, outputs, H, H) and

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from guava.body import Template
 from guava.model.config import GuavaConfig
 from guava.model.lite.frames import SmoothFrames, smooth_frames, to_triangle_units
-from guava.model.lite.layers import CompactEncoder, UVNet
+from guava.model.lite.layers import CompactEncoder, ScaledLinear, UVNet
 from guava.model.lite.source import SurfaceView, fill_colors, look, mirrored_views
 from guava.model.lite.tables import SECOND_STRIDE, uv_tables
 from guava.model.outputs import NetworkOutput, UVGaussians
@@ -45,7 +45,7 @@ BASE_SIZE = 256
 """Side of the learned base feature, whatever the atlas' size."""
 
 _EPS = 1e-4
-_START = 1e-3  # standard deviation of the last layers' weights
+_START = 2e-3  # of the outputs, before their activations
 
 
 class _Head(nn.Module):
@@ -54,11 +54,10 @@ class _Head(nn.Module):
     def __init__(self, inputs: int, hidden: int, outputs: dict[str, int]):
         super().__init__()
         self.outputs = outputs
-        self.hidden = nn.Linear(inputs, hidden)
-        self.last = nn.Linear(hidden, sum(outputs.values()))
+        self.hidden = ScaledLinear(inputs, hidden)
+        self.last = ScaledLinear(hidden, sum(outputs.values()))
         # Small, so that the first avatar is the photo's; not zero, so that gradients reach what lies before.
         nn.init.normal_(self.last.weight, std=_START)
-        nn.init.zeros_(self.last.bias)
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         out = self.last(nn.functional.silu(self.hidden(features))).float()
@@ -95,7 +94,9 @@ class LiteNetwork(nn.Module):
         self.uv_base_feature = nn.Parameter(0.1 * torch.randn(branch.base_channels, BASE_SIZE, BASE_SIZE))
         surface = 3 + 1 + 3 + 1 + 3 + 1 + 1 + 3 + 1 + 3  # as they are joined in `_surface_inputs`
         self.gather = nn.Sequential(
-            nn.Linear(surface + branch.base_channels + encoder.uv_channels, 48), nn.SiLU(), nn.Linear(48, 24)
+            ScaledLinear(surface + branch.base_channels + encoder.uv_channels, 48, gain=1),
+            nn.SiLU(),
+            ScaledLinear(48, 24),
         )
         self.uv_net = UVNet(24, branch.feature_channels, 32, encoder.global_channels)
         latents = config.channels - 3

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from guava.model.config import GuavaConfig
-from guava.model.lite.layers import ResidualBlock, conv, upsample
+from guava.model.lite.layers import ResidualBlock, ScaledConv, upsample
 
 
 class _Bounds(torch.autograd.Function):
@@ -38,12 +38,12 @@ class LiteRefiner(nn.Module):
         super().__init__()
         self.size = size
         half = 3 * width // 4
-        self.squeeze = conv(4 * (channels + 1), half, 1)
-        self.down = conv(half, width, 3, 2)
+        self.squeeze = ScaledConv(4 * (channels + 1), half, 1)
+        self.down = ScaledConv(half, width, 3, 2)
         self.block = ResidualBlock(width)
-        self.up = conv(width, half, 1)
-        self.join = conv(half, half // 2)
-        self.last = conv(half // 2, 12)
+        self.up = ScaledConv(width, half, 1)
+        self.join = ScaledConv(half, half // 2)
+        self.last = ScaledConv(half // 2, 12)
         nn.init.zeros_(self.last.weight)
         self.to(memory_format=torch.channels_last)
 

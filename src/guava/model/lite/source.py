@@ -154,14 +154,17 @@ def mirrored_views(view: SurfaceView, tables: UVTables) -> Tensor:
 
 def _pull_push(atlas: Tensor, batch: int, groups: int) -> Tensor:
     """(B G, 4, H, W) premultiplied colours and weights -> (B G, 3, H, W) without holes, from ever coarser
-    averages; a region of which nothing was seen takes the mean of all."""
+    averages; a region of which nothing was seen takes the mean of the face and neck, or else of all."""
     levels = [atlas]
     while min(levels[-1].shape[-2:]) > 1:
         # Four texels weigh as much as what was seen of them, up to a full one.
         total = 4 * torch.nn.functional.avg_pool2d(levels[-1], 2, ceil_mode=True)
         levels.append(total / total[:, 3:].clamp(min=1))
-    total = levels[-1].view(batch, groups, 4).sum(1, keepdim=True)
-    # A floor keeps people of whom nothing was seen finite: they are grey.
+    total = levels[-1].view(batch, groups, 4)
+    everything = total.sum(1, keepdim=True)
+    # Hands that are not seen look like the face: it is the last group. People of whom nothing was seen are
+    # grey.
+    total = torch.where(total[:, -1:, 3:] > 0, total[:, -1:], everything)
     mean = (total[..., :3] + 5e-7) / (total[..., 3:] + 1e-6)
     out = mean.expand(batch, groups, 3).reshape(batch * groups, 3, 1, 1)
     for level in reversed(levels):
