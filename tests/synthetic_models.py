@@ -728,9 +728,8 @@ def write_sources(folder: Path) -> None:
 @lru_cache(maxsize=1)
 def synthetic_template() -> Template:
     """"smplx-flame" as Guava's import makes it of these files; kept in the temporary folder by content."""
-    from guava.body.licensed import convert_files
-
     from guava.body import licensed
+    from guava.body.licensed import convert, read_flame, read_smplx, read_tables
 
     digest = hashlib.sha256(load_template("open").hash.encode())
     package = Path(licensed.__file__).parent
@@ -741,6 +740,10 @@ def synthetic_template() -> Template:
     if not cached.is_file():
         folder.mkdir(mode=0o700, exist_ok=True)
         with tempfile.TemporaryDirectory() as files:
-            write_sources(Path(files))
-            save_template(convert_files(Path(files)), cached, exact=True)
+            folder = Path(files)
+            write_sources(folder)
+            made = convert(
+                read_smplx(folder / "smplx"), read_flame(folder / "flame"), read_tables(folder / "tables")
+            )
+            save_template(made, cached, exact=True)
     return read_template(cached)
