@@ -567,6 +567,7 @@ def _random_refiner(config: GuavaConfig, seed: int) -> nn.Module | None:
 
 def _random_hash(config: GuavaConfig, refiner: dict[str, Tensor] | None) -> str:
     """Of what an animation needs again: torch may draw other numbers in another version."""
+    config = config_from_json(config_to_json(config))  # as a file would give it back: 2 becomes 2.0
     digest = hashlib.sha256(json.dumps(config_to_json(config), sort_keys=True).encode())
     for name, value in sorted((refiner or {}).items()):
         digest.update(name.encode())

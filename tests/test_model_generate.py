@@ -1,0 +1,353 @@
+"""Photo -> avatar by a network: the source that it sees, what is stored, and errors that help."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_network import CHANNELS, SIDE, Scene, scene, tiny_config
+
+from guava.avatar import RefinerReference, load_avatar, save_avatar
+from guava.avatar.gaussians import BindingKind
+from guava.body import EHM, load_template
+from guava.errors import GuavaError, InputError, MissingAssetError, NoPersonError, TemplateMismatchError
+from guava.model import GENERATORS, Stages, build_refiner, reconstruct, sample_projected
+from guava.model.generate import (
+    STAGES,
+    Generator,
+    NetworkSettings,
+    find_weights,
+    load_refiner,
+    moved_camera,
+    prepare,
+    random_weights,
+    source_batch,
+    source_picture,
+    source_view,
+)
+from guava.model.weights import load_weights, save_weights
+
+pytestmark = pytest.mark.filterwarnings("ignore:Random weights")
+pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def template():
+    return load_template()
+
+
+@pytest.fixture(scope="module")
+def shot(template) -> Scene:
+    return scene(template)
+
+
+@pytest.fixture(scope="module")
+def weights(template):
+    """Weights of a tiny official network that look like learned ones: they have another name and a hash."""
+    return replace(random_weights(tiny_config(), template, 1), name="tiny", hash="12" * 32, provenance={})
+
+
+@pytest.fixture(scope="module")
+def generator(weights, template):
+    return Generator(weights, template)
+
+
+@pytest.fixture(scope="module")
+def avatar(generator, shot):
+    return generator.avatar(shot.photo, shot.tracked, matting="tracker")
+
+
+def test_source_is_the_person_on_black_before_the_bodys_own_frame(template, shot):
+    view = source_view(shot.tracked, EHM(template))
+    camera = shot.tracked.camera[0]
+    # The same pixels, whether the person is moved or the camera.
+    here, _ = view.camera.project(view.vertices)
+    there, _ = camera.project(shot.body.vertices[0])
+    assert (here - there).abs().max() < 0.02
+    moved = shot.body.vertices[0] - shot.tracked.pose.translation[0]
+    assert (view.vertices - moved).abs().max() < 2e-6
+
+    for matting in ("closed_form", "tracker"):
+        picture = source_picture(shot.photo, shot.tracked, template, 0, matting)
+        source = source_batch(view, picture, 84)
+        assert source.image.shape == (1, 3, 84, 84) and source.mask.shape == (1, 1, 84, 84)
+        assert (source.camera.width, source.camera.height) == (84, 84)
+        truth = shot.tracked.masks[0].float() / 255
+        mask = torch.nn.functional.interpolate(source.mask, (128, 128), mode="bilinear")[0, 0]
+        assert (mask - truth).abs().mean() < 0.02
+        assert source.image[source.mask.expand(-1, 3, -1, -1) == 0].abs().max() == 0
+        # What is sampled at a vertex that faces the camera is that vertex' colour.
+        sampled = sample_projected(source.image, source.vertices, source.camera)[0]
+        # Well inside the silhouette and in front: the chest.
+        chest = view.rest_vertices[template.faces[template.part("torso")].unique()]
+        front = (view.rest_vertices[:, None] == chest[chest[:, 2] > chest[:, 2].quantile(0.9)]).all(-1).any(1)
+        front &= ((here > 4) & (here < 124)).all(1)
+        assert front.sum() > 20
+        assert (sampled[front] - shot.colors[front]).abs().mean() < 0.02
+
+
+def test_antialiased_resize_of_colour_times_matte(template, shot):
+    picture = source_picture(shot.photo, shot.tracked, template, 0, "tracker")
+    side = picture.image.shape[-1]
+    view = source_view(shot.tracked, EHM(template))
+    small = source_batch(view, picture, side // 8).image
+    # A triangle filter of 8 pixels' half width, by its definition.
+    position = (torch.arange(side // 8) + 0.5) * 8
+    weights = (1 - ((torch.arange(side) + 0.5)[None] - position[:, None]).abs() / 8).clamp(min=0)
+    weights = weights / weights.sum(1, keepdim=True)
+    wanted = torch.einsum("yh,bchw,xw->bcyx", weights, picture.image, weights)
+    assert (small - wanted).abs().max() < 1e-5
+
+
+def test_a_camera_that_moves_the_other_way_sees_the_same(shot):
+    camera = shot.tracked.camera[0].orbit(0.4, 0.2, torch.tensor([0.0, 0.0, -12.0]))
+    points = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)).double() * 0.3
+    shift = torch.tensor([0.3, -0.2, -12.0], dtype=torch.float64)
+    camera = camera.to(dtype=torch.float64)
+    a, b = moved_camera(camera, shift).project(points), camera.project(points + shift)
+    assert (a[0] - b[0]).abs().max() < 1e-9 and (a[1] - b[1]).abs().max() < 1e-12
+
+
+def test_avatar_holds_what_the_network_predicted(generator, template, shot, avatar):
+    g = avatar.gaussians
+    vertices = template.body.num_vertices
+    assert g.features.shape[1] == CHANNELS and len(g) > vertices + 500
+    assert (g.binding[:vertices] == BindingKind.VERTEX).all()
+    assert (g.binding[vertices:] == BindingKind.TRIANGLE).all()
+    assert avatar.sigma_rule == "edge_and_height" and avatar.splat_conventions == "3dgs"
+    assert avatar.refiner == RefinerReference("tiny", "12" * 32)
+    assert avatar.template_hash == template.hash
+    stated = avatar.provenance
+    assert stated.generator == "official" and stated.settings["weights"]["name"] == "tiny"
+    assert stated.settings["network"]["encoder"]["image_size"] == 56
+    assert 0.05 < stated.observed_fraction < 0.8 and not any("RANDOM" in note for note in stated.notes)
+
+    # The same numbers by hand.
+    view = source_view(shot.tracked, EHM(template))
+    source = source_batch(view, source_picture(shot.photo, shot.tracked, template, 0, "tracker"), 56)
+    with torch.no_grad():
+        output = generator.network(source, noise="off")
+    kept = output.uv[0].opacities[0, :, 0] > generator.config.opacity_threshold
+    torch.testing.assert_close(g.opacities[vertices:], output.uv[0].opacities[0, kept, 0])
+    torch.testing.assert_close(g.features[vertices:, 3:], output.uv[0].features[0, kept, 3:])
+    torch.testing.assert_close(g.local_offset[vertices:], output.uv[0].local_offsets[0, kept])
+
+
+def test_equal_photos_give_equal_avatars_and_noise_is_seeded(generator, shot, avatar):
+    def features(noise=None):
+        return generator.avatar(shot.photo, shot.tracked, noise=noise, matting="tracker").gaussians.features
+
+    assert torch.equal(features(), avatar.gaussians.features)
+    with torch.no_grad():
+        for module in generator.network.modules():
+            if type(module).__name__ == "StyledConv":
+                module.weight.fill_(0.5)
+    noisy = features(3)
+    quiet = features()
+    assert torch.equal(noisy, features(3)) and not torch.equal(noisy, quiet)
+    assert not torch.equal(noisy, features(4))
+    with torch.no_grad():
+        for module in generator.network.modules():
+            if type(module).__name__ == "StyledConv":
+                module.weight.zero_()
+
+
+def test_half_precision_changes_little(weights, template, shot, avatar):
+    half = Generator(weights, template, precision="bf16").avatar(shot.photo, shot.tracked, matting="tracker")
+    exact, rough = avatar.gaussians, half.gaussians
+    assert len(exact) == len(rough) and rough.features.dtype == torch.float32
+    assert not torch.equal(exact.features, rough.features)
+    spread = exact.features.std(0).mean()
+    assert (exact.features - rough.features).abs().mean() < 0.15 * spread
+    assert (exact.positions - rough.positions).abs().max() < 5e-3
+
+
+def test_generators_by_name_and_their_settings(weights, shot):
+    assert {"baseline", "official", "paper", "lite"} <= set(GENERATORS)
+    stages = Stages(STAGES)
+    made = reconstruct(shot.photo, shot.tracked, model="official", weights=weights, stages=stages)
+    assert made.provenance.generator == "official" and set(stages.seconds) == set(STAGES)
+    with pytest.raises(InputError, match="no setting 'colour'.*weights"):
+        reconstruct(shot.photo, shot.tracked, model="official", colour=3)
+    with pytest.raises(InputError, match="twice"):
+        reconstruct(shot.photo, shot.tracked, model="lite", config=NetworkSettings(), weights="x")
+    with pytest.raises(InputError, match="no model"):
+        reconstruct(shot.photo, shot.tracked, model="magic")
+
+
+@pytest.mark.parametrize("name", ["paper", "lite"])
+def test_other_presets_run_the_same_way(name, template, shot):
+    made = reconstruct(
+        shot.photo,
+        shot.tracked,
+        model=name,
+        weights="random:0",
+        network=tiny_config(name),
+        matting="tracker",
+    )
+    assert made.provenance.generator == name and made.refiner.weights == "random:0"
+    assert made.splat_conventions == "gsplat" and made.sigma_rule == "mean_edge"
+    assert any("RANDOM" in note for note in made.provenance.notes)
+    if name == "lite":  # it starts from the photo's own colours
+        seen = made.gaussians.observed & (made.gaussians.opacities > 0.5)
+        rest = made.gaussians.positions[seen]
+        colors = 0.5 + 0.35 * torch.sin(rest * torch.tensor([9.0, 7, 5]) + torch.tensor([0.0, 1, 2]))
+        assert (made.gaussians.features[seen, :3] - colors).abs().mean() < 0.06
+
+
+def test_without_weights_it_says_how_to_get_them(shot, tmp_path, monkeypatch):
+    monkeypatch.setenv("GUAVA_HOME", str(tmp_path))
+    with pytest.raises(MissingAssetError, match="guava weights import"):
+        reconstruct(shot.photo, shot.tracked, model="official")
+    for name in ("paper", "lite"):
+        with pytest.raises(MissingAssetError, match="--weights FILE.*baseline"):
+            find_weights(name, NetworkSettings())
+    with pytest.raises(GuavaError, match="nothing-here"):
+        find_weights("official", NetworkSettings(weights="nothing-here"))
+
+
+def test_random_weights_only_when_asked_for_and_loudly(template, shot):
+    config = tiny_config()
+    with pytest.warns(RuntimeWarning, match="Random weights"):
+        made = reconstruct(
+            shot.photo, shot.tracked, model="official", weights="random:7", network=config, matting="tracker"
+        )
+    assert any("RANDOM NUMBERS" in note for note in made.provenance.notes)
+    # The refiner comes out of the seed again, and of no other.
+    refiner = load_refiner(made)
+    x = torch.rand(1, CHANNELS, SIDE, SIDE)
+    again = random_weights(config, template, 7)
+    expected = build_refiner(config)
+    expected.load_state_dict(again.refiner)
+    assert torch.equal(refiner(x, None, noise="off"), expected(x, None, noise="off"))
+    altered = replace(made, refiner=replace(made.refiner, hash="0" * 64))
+    with pytest.raises(MissingAssetError, match="comes out differently"):
+        load_refiner(altered)
+    for wrong in ("random:", "random:x", "random:-1"):
+        with pytest.raises(InputError, match="random:SEED"):
+            find_weights("official", NetworkSettings(weights=wrong), template)
+    with pytest.raises(InputError, match="bring their own network"):
+        find_weights("official", NetworkSettings(weights="official", network=config))
+
+
+def test_weights_file_to_avatar_file_and_its_refiner(weights, template, shot, tmp_path, monkeypatch):
+    monkeypatch.setenv("GUAVA_HOME", str(tmp_path / "home"))
+    path = tmp_path / "elsewhere.weights"
+    stored = save_weights(replace(weights, name="mine"), path)
+    made = reconstruct(shot.photo, shot.tracked, model="official", weights=path, matting="tracker")
+    assert made.refiner == RefinerReference("mine", stored.hash)
+    file = tmp_path / "a.guava"
+    save_avatar(made, file)
+    read = load_avatar(file, template)
+    assert read.refiner == made.refiner and read.splat_conventions == "3dgs"
+    half = made.gaussians.features[:, 3:].half().float()
+    assert torch.equal(read.gaussians.features[:, 3:], half)
+    # Not installed: it says so, and takes the file.
+    with pytest.raises(MissingAssetError, match="mine.*guava weights import.*--weights.*--coarse"):
+        load_refiner(read)
+    from_file = load_refiner(read, path)
+    save_weights(replace(weights, name="mine"))
+    installed = load_refiner(read)
+    x = torch.rand(1, CHANNELS, SIDE, SIDE)
+    assert torch.equal(installed(x, None, noise="off"), from_file(x, None, noise="off"))
+    # Others of the same name are refused.
+    save_weights(replace(weights, name="mine", refiner={k: v + 1 for k, v in weights.refiner.items()}))
+    with pytest.raises(MissingAssetError, match="not installed"):
+        load_refiner(read)
+    with pytest.raises(InputError, match="not with 'mine'"):
+        load_refiner(read, "mine")
+    assert load_weights("mine").name == "mine"
+
+
+def test_weights_of_another_preset_or_template_are_refused(weights, template, shot, tmp_path):
+    with pytest.raises(InputError, match="belong to the model 'official'.*--model official"):
+        reconstruct(shot.photo, shot.tracked, model="paper", weights=weights)
+    other = replace(weights, template_name="smplx-flame", template_hash=None)
+    with pytest.raises(TemplateMismatchError, match="--template smplx-flame"):
+        reconstruct(shot.photo, shot.tracked, model="official", weights=other, template=template)
+
+
+def test_the_weights_template_is_asked_for_before_any_work(weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("GUAVA_HOME", str(tmp_path))
+    other = replace(weights, template_name="smplx-flame", template_hash=None)
+    with pytest.raises(MissingAssetError, match="'tiny' need the template 'smplx-flame'.*guava assets"):
+        prepare("official", NetworkSettings(weights=other))
+    with pytest.raises(TemplateMismatchError, match="--template smplx-flame"):
+        prepare("official", NetworkSettings(weights=other), "open")
+    settings, chosen = prepare("official", NetworkSettings(weights=weights))
+    assert chosen.name == "open" and settings.weights is weights
+
+
+def test_wrong_inputs(generator, weights, template, shot):
+    with pytest.raises(NoPersonError):
+        generator.avatar(shot.photo, replace(shot.tracked, valid=torch.tensor([False])))
+    with pytest.raises(InputError, match="no person mask"):
+        generator.avatar(shot.photo, replace(shot.tracked, masks=None))
+    with pytest.raises(TemplateMismatchError):
+        generator.avatar(shot.photo, replace(shot.tracked, template_hash="0" * 64))
+    with pytest.raises(InputError, match="matting"):
+        generator.avatar(shot.photo, shot.tracked, matting="scissors")
+    for options, said in (
+        ({"precision": "fp8"}, "fp32, bf16, fp16"),
+        ({"device": "abacus"}, "no device 'abacus'"),
+        ({"ablate": ("nose",)}, "inverse-mapping"),
+    ):
+        with pytest.raises(InputError, match=said):
+            Generator(weights, template, **options)
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="CUDA.*--device cpu"):
+            Generator(weights, template, device="cuda")
+
+
+# --- ablations (Tab. 4) ---
+
+
+def test_parts_can_be_left_out_of_a_network_that_was_trained_with_them(weights, template, shot, avatar):
+    vertices = template.body.num_vertices
+
+    def made(*parts):
+        return Generator(weights, template, ablate=parts).avatar(shot.photo, shot.tracked, matting="tracker")
+
+    coarse = made("refiner")
+    assert coarse.refiner is None and torch.equal(coarse.gaussians.features, avatar.gaussians.features)
+    template_only = made("uv-gaussians")
+    assert len(template_only.gaussians) == vertices
+    assert torch.equal(template_only.gaussians.features, avatar.gaussians.features[:vertices])
+    direct = made("inverse-mapping")
+    assert torch.equal(direct.gaussians.features[:vertices], avatar.gaussians.features[:vertices])
+    assert not torch.equal(direct.gaussians.features[vertices:], avatar.gaussians.features[vertices:])
+    for one, name in ((coarse, "refiner"), (template_only, "uv-gaussians"), (direct, "inverse-mapping")):
+        assert any(name in note and "Tab. 4" in note for note in one.provenance.notes)
+        assert one.provenance.settings["ablate"] == [name]
+    assert avatar.provenance.settings["ablate"] == []
+
+
+def test_weights_trained_without_a_part_need_no_warning(template, shot):
+    config = tiny_config()
+    config = replace(config, ablation=replace(config.ablation, uv_gaussians=False, refiner=False))
+    weights = replace(random_weights(config, template, 2), name="tiny", hash="34" * 32)
+    made = Generator(weights, template, ablate=("uv-gaussians",)).avatar(
+        shot.photo, shot.tracked, matting="tracker"
+    )
+    assert made.refiner is None and not any("Tab. 4" in note for note in made.provenance.notes)
+
+
+def test_without_the_expressive_head_the_plain_template_is_needed(weights, template, shot):
+    plain = load_template("open-plain-head")
+    with pytest.raises(TemplateMismatchError, match="open-plain-head"):
+        Generator(weights, template, ablate=("ehm",))
+    settings, chosen = prepare("official", NetworkSettings(weights=weights, ablate=("ehm",)))
+    assert chosen.name == "open-plain-head" == plain.name
+    tracked = replace(scene_of_plain(plain, shot), template_hash=plain.hash)
+    made = Generator(weights, plain, ablate=("ehm",)).avatar(shot.photo, tracked, matting="tracker")
+    assert made.template_hash == plain.hash and any("ehm" in note for note in made.provenance.notes)
+    with pytest.raises(TemplateMismatchError):
+        Generator(weights, plain)
+
+
+def scene_of_plain(plain, shot: Scene):
+    """The truth in a plain head's parameters."""
+    from guava.body import Identity, Pose
+
+    rest = Pose.rest(plain)
+    pose = replace(rest, joints=shot.tracked.pose.joints, translation=shot.tracked.pose.translation)
+    return replace(shot.tracked, identity=Identity.neutral(plain), pose=pose)
