@@ -18,16 +18,6 @@ from guava.model.config import (
 )
 from guava.model.official_keys import official_shapes
 
-META = {
-    "MODEL": {
-        "image_size": 512, "feature_img_size": 518, "color_dim": 32, "dino_out_dim": 32, "prj_out_dim": 128,
-        "smplx_fea_dim": 128, "global_vertex_dim": 256, "uv_out_dim": 96, "uvmap_size": 512, "sh_degree": 0,
-        "refiner_type": "styleunet", "add_teeth": True, "invtanfov": 24, "opacity_threshold": 0.001,
-    },
-    "OPTIMIZE": {"lr": 1e-4, "train_iter": 200000},
-}  # fmt: skip
-"""Like the release's own config: nested, with the names of its settings."""
-
 TINY_VERTICES = 60
 
 
@@ -44,6 +34,30 @@ def tiny_config() -> GuavaConfig:
         ),
         refiner=RefinerConfig(size=16, style_channels=8, channel_scale=32),
     )  # fmt: skip
+
+
+def meta(config: GuavaConfig) -> dict:
+    """Like the release's own config: nested, with the names of its settings."""
+    encoder, branch, uv = config.encoder, config.template_branch, config.uv_branch
+    return {
+        "MODEL": {
+            "image_size": encoder.map_size,
+            "feature_img_size": encoder.image_size,
+            "color_dim": config.channels,
+            "dino_out_dim": encoder.uv_channels,
+            "prj_out_dim": encoder.template_channels,
+            "smplx_fea_dim": branch.base_channels,
+            "global_vertex_dim": branch.global_channels,
+            "uv_out_dim": uv.feature_channels,
+            "uvmap_size": uv.size,
+            "opacity_threshold": config.opacity_threshold,
+            "sh_degree": 0,
+            "refiner_type": "styleunet",
+            "add_teeth": True,
+            "invtanfov": 24,
+        },
+        "OPTIMIZE": {"lr": 1e-4, "train_iter": 200000},
+    }
 
 
 def filled(key: str, shape: tuple[int, ...]) -> Tensor:
@@ -107,7 +121,7 @@ def checkpoint(
     }
     if body:
         sections["model"] |= body_arrays(vertices)
-    return {**sections, "global_iter": 190_000, "meta_cfg": META}
+    return {**sections, "global_iter": 190_000, "meta_cfg": meta(config)}
 
 
 def save(path: Path, document: dict) -> Path:

@@ -188,6 +188,7 @@ def import_official(
     name: str = "official",
     strict: bool = True,
     template: Template | None = None,
+    config: GuavaConfig | None = None,
     vertices: int = OFFICIAL_VERTICES,
 ) -> Weights:
     """The authors' checkpoint -> weights.
@@ -203,6 +204,7 @@ def import_official(
             that do not match are passed over, each with a note.
         template: The user's own ``smplx-flame``, to compare the checkpoint's copy with; a difference becomes
             a note.
+        config: Architecture to expect; the release's without it. Sizes that ``meta_cfg`` states override it.
         vertices: Of the template that the checkpoint belongs to.
 
     Returns:
@@ -227,7 +229,7 @@ def import_official(
             raise FileFormatError(f"'{path}' is damaged ({problem}).", "Get the checkpoint again.")
         notes.append(f"A checksum in the file does not match ({problem}).")
     meta = document.get("meta_cfg")
-    config = _config(meta, path)
+    config = _config(meta, config or official(), path)
 
     tell("keys", 0, 1)
     dropped: dict[str, list[Tensor]] = {}
@@ -344,7 +346,7 @@ def _advice(report: KeyReport) -> str:
     return ""
 
 
-def _config(meta: Any, path: Path) -> GuavaConfig:
+def _config(meta: Any, config: GuavaConfig, path: Path) -> GuavaConfig:
     """The release's architecture, with the sizes that its own config states."""
     leaves = dict(_leaves(meta))
     for name, value in _FIXED.items():
@@ -352,7 +354,6 @@ def _config(meta: Any, path: Path) -> GuavaConfig:
             raise FileFormatError(
                 f"'{path}' was trained with {name} = {leaves[name]!r}; this network has {value!r}."
             )
-    config = official()
     for name, targets in _META.items():
         if name not in leaves:
             continue

@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +40,12 @@ def read_torch_file(path: str | os.PathLike, *, what: str = "checkpoint") -> Any
     _check_start(path, what)
     try:
         # Only zip archives, torch's format since 1.6, can stay on the disk.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        archive = zipfile.is_zipfile(path)
+        if archive and _is_script(path):
+            raise FileFormatError(f"'{path}' is a program (TorchScript), not a {what}.")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about dialects of pickle: not the reader's doing
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except pickle.UnpicklingError as error:
         if found := re.search(r"(?:GLOBAL|Unsupported global|Unsupported class) ([\w.]+)", str(error)):
             raise FileFormatError(
@@ -79,6 +85,11 @@ def _check_start(path: Path, what: str) -> None:
         raise FileFormatError(f"'{path}' is cut off: its end is missing.", hint)
     if start[8:9] == b"{":
         raise FileFormatError(f"'{path}' is a safetensors file, not a torch {what}.")
+
+
+def _is_script(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def fingerprint(path: str | os.PathLike, progress: Callable[[int, int], None] | None = None) -> str:
