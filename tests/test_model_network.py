@@ -24,7 +24,13 @@ from guava.model.config import (
     paper,
     preset,
 )
-from guava.model.network import GuavaNetwork, StyleUNetRefiner, build_network, build_refiner
+from guava.model.network import (
+    GuavaNetwork,
+    StyleUNetRefiner,
+    build_network,
+    build_refiner,
+    to_channels_last,
+)
 from guava.model.sampling import (
     face_frames,
     inverse_texture_map,
@@ -427,6 +433,20 @@ def test_tables_follow_the_device_and_are_no_weights():
     tables = {name for name, _ in network.named_buffers() if "." not in name}
     assert tables == {"faces", "texel_faces", "texel_barycentrics", "texel_index"}
     assert not tables & network.state_dict().keys()
+
+
+@torch.no_grad()
+def test_channels_last_changes_the_layout_and_not_the_result():
+    network, refiner, source = build(tiny_config()), build_refiner(tiny_config()), source_batch()
+    features = torch.randn(2, 7, 32, 32)
+    before, picture = tensors(network(source, noise="off")), refiner(features, noise="off")
+    assert to_channels_last(network) is network
+    weight = network.uv_decoder.feature_conv[0].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    for name, value in tensors(network(source, noise="off")).items():
+        assert torch.allclose(value, before[name], atol=1e-4), name
+    again = to_channels_last(refiner)(features.contiguous(memory_format=torch.channels_last), noise="off")
+    assert torch.allclose(again, picture, atol=1e-5)
 
 
 def test_presets_are_what_they_are_called():

@@ -175,10 +175,11 @@ def official() -> GuavaConfig:
 
 
 def paper() -> GuavaConfig:
-    """The paper's text, where the release differs from it or has a quirk."""
+    """The paper's text where the release differs from it, and the evident intention where the release has a
+    quirk that the text does not mention. docs/network.md has the reasons, one by one."""
     return GuavaConfig(
         preset="paper",
-        encoder=EncoderConfig(pyramid=(2, 5, 8, 10, 11), global_token="class"),
+        encoder=EncoderConfig(pyramid=(2, 2, 5, 8, 11), global_token="class"),
         template_branch=TemplateBranchConfig(rotation_norm="component"),
         uv_branch=UVBranchConfig(noise="off", collapsed_texels="drop"),
         refiner=RefinerConfig(noise="off"),

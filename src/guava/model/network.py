@@ -63,6 +63,17 @@ def build_refiner(config: GuavaConfig) -> nn.Module | None:
     return lite_refiner(config)
 
 
+def to_channels_last(module: nn.Module) -> nn.Module:
+    """Lays out the module's convolutions for channels-last maps, in place; returns the module.
+
+    ``module.to(memory_format=torch.channels_last)`` refuses the five-dimensional modulated weights.
+    """
+    for parameter in module.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return module
+
+
 class GuavaNetwork(nn.Module):
     """DINOv2 encoder, template branch and StyleUNet UV branch: the paper's network.
 
