@@ -4,9 +4,9 @@ Neither model nor anything made from them comes with Guava. The user adds their 
 add``); they are read without running what is in them, checked, and become the template "smplx-flame".
 """
 
-from guava.body.licensed.convert import ConvertOptions, convert
+from guava.body.licensed.convert import NATURAL_TEETH, ConvertOptions, convert
 from guava.body.licensed.correspondences import TABLES, read_tables
 from guava.body.licensed.flame import read_flame
 from guava.body.licensed.smplx import read_smplx
 
-__all__ = ["TABLES", "ConvertOptions", "convert", "read_flame", "read_smplx", "read_tables"]
+__all__ = ["NATURAL_TEETH", "TABLES", "ConvertOptions", "convert", "read_flame", "read_smplx", "read_tables"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,7 +25,6 @@ _CONTOUR, _CHIN = 0.1, 0.3
 three."""
 _IRISES = ((4597, 4543, 4511, 4479, 4575), (4051, 3997, 3965, 3933, 4029))
 """FLAME vertices of MediaPipe's points 468-472 (right eye) and 473-477 (left eye)."""
-_BODY_NECK, _BODY_JAW, _HEAD_NECK, _HEAD_JAW = 12, 22, 1, 2
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,16 @@ class ConvertOptions:
     Attributes:
         teeth_order: [Q] "scrambled" is the release's order of the teeth's body vertices, which its checkpoint
             was trained with; "natural" puts every group of teeth where its faces and weights expect it.
+        upper_teeth_joint: [Q] The body joint that carries the upper teeth. The release's is the neck, which
+            they stay behind with when the head turns; "head" takes them along.
     """
 
     teeth_order: teeth.TeethOrder = "scrambled"
+    upper_teeth_joint: Literal["neck", "head"] = "neck"
+
+
+NATURAL_TEETH = ConvertOptions(teeth_order="natural", upper_teeth_joint="head")
+"""Teeth as they should be; networks trained with the release's do not fit them."""
 
 
 def convert(
@@ -67,11 +74,12 @@ def convert(
     lips = [flame_ids[list(ids)] for ids in (teeth.UPPER_LIP, teeth.LOWER_LIP)]
     body_model = _with_teeth(
         body, smplx.JOINT_NAMES, teeth.body_vertices(body.v_template, flame_ids),
-        teeth.shape_dirs(body.shape_dirs, *lips), (_BODY_NECK, _BODY_JAW),
+        teeth.shape_dirs(body.shape_dirs, *lips),
+        (smplx.JOINT_NAMES.index(options.upper_teeth_joint), smplx.JOINT_NAMES.index("jaw")),
     )  # fmt: skip
     head_model = _with_teeth(
         head, flame.JOINT_NAMES, teeth.head_vertices(head.v_template), teeth.shape_dirs(head.shape_dirs),
-        (_HEAD_NECK, _HEAD_JAW),
+        (flame.JOINT_NAMES.index("neck"), flame.JOINT_NAMES.index("jaw")),
     )  # fmt: skip
     faces = np.concatenate([body.faces, first + teeth.faces()])
     texture_first = len(layout["uv"])
@@ -107,7 +115,7 @@ def convert(
             "licence": "Made from SMPL-X and FLAME, whose licences apply; it may not be passed on.",
             "models": {"SMPL-X": {body.file: body.sha256}, "FLAME": {head.file: head.sha256}},
             "tables": tables.files,
-            "teeth_order": options.teeth_order,
+            "options": asdict(options),
             "texels": {
                 "valid": int(valid.sum()),
                 "collapsed": int((valid & (barycentrics == 0).all(-1)).sum()),

@@ -100,9 +100,11 @@ def _cavity(head: OwnerModel) -> np.ndarray:
     order = lips[:, 0].argsort()
     front = np.interp(v[:, 0], lips[order, 0], lips[order, 2])
     behind = front - v[:, 2]
-    level = np.abs(v[:, 1] - lips[:, 1].mean()) < 4 * gap
+    off = np.abs(v[:, 1] - lips[:, 1].mean())
     between = (v[:, 0] > lips[:, 0].min()) & (v[:, 0] < lips[:, 0].max())
-    return level & between & (behind > 1.0 * gap) & (behind < 12 * gap)
+    # The skin below the lower lip lies behind the lips too, but not as deep as it is low.
+    deep = behind > gap + (off - 1.2 * gap).clip(min=0)
+    return (off < 4 * gap) & between & deep & (behind < 12 * gap)
 
 
 def surface_points(
