@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from tiny_template import VERTICES, tiny_template
 
-from guava.body import Template
+from guava.body.template import Template, UVTable
 from guava.camera import Camera
 from guava.errors import InputError
 from guava.model.config import (
@@ -463,19 +463,13 @@ def test_presets_are_what_they_are_called():
 
 
 def test_texels_come_from_the_templates_own_table_where_it_has_one_of_that_size():
-    template = tiny_template()
-
-    class Tabled:
-        uv, uv_faces = template.uv, template.uv_faces
-
-        class uv_table:  # noqa: N801
-            face_ids = torch.tensor([[-1, 3], [4, 4]])
-            barycentrics = torch.rand(2, 2, 3)
-
-    texels = uv_texels(Tabled, 2)
-    assert texels.face_ids.tolist() == [[-1, 3], [4, 4]] and texels.mask.sum() == 3
-    assert torch.equal(texels.barycentrics, Tabled.uv_table.barycentrics)
-    drawn = uv_texels(Tabled, 8)
+    table = UVTable(torch.tensor([[-1, 3], [4, 4]]), torch.rand(2, 2, 3))
+    template = replace(tiny_template(), uv_table=table)
+    texels = uv_texels(template, 2)
+    assert texels.face_ids.tolist() == [[-1, 3], [4, 4]]
+    assert texels.mask.tolist() == [[False, True], [True, True]]
+    assert torch.equal(texels.barycentrics, table.barycentrics)
+    drawn = uv_texels(template, 8)
     assert torch.equal(drawn.face_ids, rasterize_uv(template, 8).face_ids)
 
 

@@ -22,7 +22,7 @@ def uv_texels(template: Template, size: int) -> MeshFragments:
     Returns:
         On the CPU; ``face_ids`` (size, size) int32, -1 where there is no triangle.
     """
-    table = getattr(template, "uv_table", None)
+    table = template.uv_table
     if table is None or table.face_ids.shape != (size, size):
         with torch.device("cpu"):
             return rasterize_uv(template, size)
