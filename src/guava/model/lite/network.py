@@ -16,7 +16,7 @@ from guava.body import Template
 from guava.model.config import GuavaConfig
 from guava.model.lite.frames import SmoothFrames, smooth_frames, to_triangle_units
 from guava.model.lite.layers import CompactEncoder, ScaledLinear, UVNet
-from guava.model.lite.source import SurfaceView, fill_colors, look, mirrored_views
+from guava.model.lite.source import SurfaceView, look
 from guava.model.lite.tables import SECOND_STRIDE, uv_tables
 from guava.model.outputs import NetworkOutput, UVGaussians
 from guava.model.sampling import sample_features
@@ -140,13 +140,12 @@ class LiteNetwork(nn.Module):
             raise ValueError(f"The picture must be square, 32 n wide, got {tuple(source.image.shape)}.")
         tables = self.tables
         view = view or self.look(source)
-        filled = fill_colors(view, tables)
         picture = view.picture if self.config.encoder.silhouette else view.picture[:, :3]
         features, vector = self.encoder(picture.contiguous(memory_format=torch.channels_last))
 
         first = tables.first
         sampled = sample_features(features.float(), view.pixels[:, first], view.width, view.height)
-        inputs = torch.cat([self._surface_inputs(view, filled), self._base(len(sampled)), sampled], -1)
+        inputs = torch.cat([self._surface_inputs(view), self._base(len(sampled)), sampled], -1)
         gathered = self.gather(inputs)
         batch, size = len(gathered), tables.size
         atlas = gathered.new_zeros(batch, size * size, gathered.shape[-1])
@@ -156,7 +155,7 @@ class LiteNetwork(nn.Module):
         with torch.no_grad():
             frames = smooth_frames(source.rest_vertices.float(), tables, self.config.sigma_rule)
         head = self.head(_rows(fine)[:, tables.texel])
-        raw = self._colors(view, filled, head)
+        raw = self._colors(view, head)
         offsets = _bounded(head["offset"], tables.limits)
         kept = view.kept[..., None]
         everything = slice(None)
@@ -177,17 +176,16 @@ class LiteNetwork(nn.Module):
         texture = texture.index_copy(1, tables.texel[first], torch.sigmoid(raw[:, first]))
         return NetworkOutput(None, tuple(layers), texture.view(batch, size, size, 3).permute(0, 3, 1, 2))
 
-    def _surface_inputs(self, view: SurfaceView, filled: Tensor) -> Tensor:
+    def _surface_inputs(self, view: SurfaceView) -> Tensor:
         """(B, K, 23) what is known at the texels without weights."""
         tables, first = self.tables, self.tables.first
-        other = tables.mirror[first]
         seen = view.visible[:, first, None].float()
-        mirrored = mirrored_views(view, tables)[:, first, None].float()
+        mirrored = view.mirrored[:, first, None].float()
         position = (2 * tables.position[first]).expand(len(seen), -1, -1)
         return torch.cat(
             [
-                view.colors[:, first] * seen, seen, view.colors[:, other] * mirrored, mirrored,
-                filled[:, first], view.inside[:, first, None].float(), view.person[:, first],
+                view.colors[:, first] * seen, seen, view.mirror_colors[:, first] * mirrored,
+                mirrored, view.filled[:, first], view.inside[:, first, None].float(), view.person[:, first],
                 view.normals[:, first], view.facing[:, first], position,
             ],
             -1,
@@ -200,17 +198,17 @@ class LiteNetwork(nn.Module):
         places = torch.stack([texel % size + 0.5, texel // size + 0.5], -1)[None]
         return sample_features(self.uv_base_feature[None], places, size, size).expand(batch, -1, -1)
 
-    def _colors(self, view: SurfaceView, filled: Tensor, head: dict[str, Tensor]) -> Tensor:
+    def _colors(self, view: SurfaceView, head: dict[str, Tensor]) -> Tensor:
         """(B, M, 3) raw colours: a mix of the seen, the mirrored and a predicted one, in the units that one
         sigmoid turns into RGB."""
-        seen, mirrored = view.visible, mirrored_views(view, self.tables)
-        bias = torch.stack([TRUST * seen, TRUST * (mirrored & ~seen), torch.zeros_like(filled[..., 0])], -1)
+        seen, mirrored = view.visible, view.mirrored
+        bias = TRUST * torch.stack([seen, mirrored & ~seen, torch.zeros_like(seen)], -1)
         absent = torch.stack([~seen, ~mirrored, torch.zeros_like(seen)], -1)
         weights = (head["mix"] + bias).masked_fill(absent, -torch.inf).softmax(-1)
-        predicted = torch.sigmoid(_logit(filled) + head["color"])
+        predicted = torch.sigmoid(_logit(view.filled) + head["color"])
         color = (
             weights[..., :1] * view.colors
-            + weights[..., 1:2] * view.colors[:, self.tables.mirror]
+            + weights[..., 1:2] * view.mirror_colors
             + weights[..., 2:] * predicted
         )
         return _logit(color) + head["tint"]

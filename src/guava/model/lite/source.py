@@ -44,6 +44,10 @@ class SurfaceView:
         kept: (B, M) bool: not cut off by the picture's lower edge.
         colors: (B, M, 3) RGB at the projections, not premultiplied.
         person: (B, M, 1) person mask at the projections.
+        mirrored: (B, M) bool: the mirrored place is seen.
+        mirror_colors: (B, M, 3) its colours, under the light of this side.
+        filled: (B, M, 3) what the prediction of colours starts from: those seen in the neighbourhood, and
+            fixed ones behind lids and lips.
         normals: (B, M, 3) unit, in camera axes.
         facing: (B, M, 1) cosine between normal and the direction to the camera.
     """
@@ -57,6 +61,9 @@ class SurfaceView:
     kept: Tensor
     colors: Tensor
     person: Tensor
+    mirrored: Tensor
+    mirror_colors: Tensor
+    filled: Tensor
     normals: Tensor
     facing: Tensor
 
@@ -94,10 +101,21 @@ def look(source: SourceBatch, tables: UVTables) -> SurfaceView:
     visible = inside & ~torch.stack(hidden) & (facing[..., 0] > FACING) & (person[..., 0] > 0.5)
     if source.guessed_faces is not None:
         visible &= ~source.guessed_faces[:, tables.face_ids]
+
+    mirrored = visible[:, tables.mirror] & tables.mirrored
+    mirror_colors = colors[:, tables.mirror]
+    # Both sides seldom have the same light: the difference, where both are seen, goes with the colours.
+    both = (visible & mirrored & ~tables.inner).float()
+    light = _spread(colors - mirror_colors, both, tables) * both.any(1)[:, None, None]
+    mirror_colors = (mirror_colors + light).clamp(0, 1)
+    known = (visible + 0.25 * (mirrored & ~visible)) * ~tables.inner
+    filled = _spread(torch.where(visible[..., None], colors, mirror_colors), known, tables)
+    filled = torch.where(tables.inner[:, None], tables.inner_colors, filled)
     return SurfaceView(
-        torch.cat([image, mask, torch.stack(silhouettes)], 1),
-        pixels, camera.width, camera.height, visible, inside, _kept(inside, tables), colors, person, normals,
-        facing,
+        picture=torch.cat([image, mask, torch.stack(silhouettes)], 1),
+        pixels=pixels, width=camera.width, height=camera.height,
+        visible=visible, inside=inside, kept=_kept(inside, tables), colors=colors, person=person,
+        mirrored=mirrored, mirror_colors=mirror_colors, filled=filled, normals=normals, facing=facing,
     )
 
 
@@ -131,25 +149,25 @@ def _kept(inside: Tensor, tables: UVTables) -> Tensor:
     return ~tables.trunk | (height >= lowest) | ~inside.any(1, keepdim=True)
 
 
-def fill_colors(view: SurfaceView, tables: UVTables) -> Tensor:
-    """What unseen places start from: (B, M, 3) colours carried over the atlas from what was seen, on either
-    side, within a region of the body (:attr:`UVTables.group`); inner parts have colours of their own."""
-    batch, size, groups = len(view.visible), tables.size, tables.group_count
-    weight = view.visible + 0.25 * (mirrored_views(view, tables) & ~view.visible)
-    weight = weight * ~tables.inner
-    colors = torch.where(view.visible[..., None], view.colors, view.colors[:, tables.mirror])
-    flat = tables.group * size * size + tables.texel
-    atlas = view.colors.new_zeros(batch, groups * size * size, 4)
-    values = torch.cat([colors * weight[..., None], weight[..., None]], -1)
-    atlas = atlas.index_add(1, flat, values).view(batch * groups, size, size, 4).permute(0, 3, 1, 2)
-    filled = _pull_push(atlas, batch, groups)
-    filled = filled.permute(0, 2, 3, 1).reshape(batch, groups * size * size, 3)[:, flat]
-    return torch.where(tables.inner[:, None], tables.inner_colors, filled)
+def _spread(values: Tensor, weight: Tensor, tables: UVTables) -> Tensor:
+    """Carry values over the atlas within regions of the body (:attr:`UVTables.group`).
 
+    Args:
+        values: (B, M, 3).
+        weight: (B, M) in [0, 1]: how far each is known.
+        tables: Of M Gaussians.
 
-def mirrored_views(view: SurfaceView, tables: UVTables) -> Tensor:
-    """(B, M) bool: the mirrored place is seen."""
-    return view.visible[:, tables.mirror] & tables.mirrored
+    Returns:
+        (B, M, 3) smooth values everywhere, near the known ones where those are.
+    """
+    batch, side, groups = len(values), tables.size // 2, tables.group_count
+    row, column = tables.texel // tables.size // 2, tables.texel % tables.size // 2
+    flat = (tables.group * side + row) * side + column
+    atlas = values.new_zeros(batch, groups * side * side, 4)
+    atlas = atlas.index_add(1, flat, torch.cat([values * weight[..., None], weight[..., None]], -1))
+    atlas = atlas.view(batch * groups, side, side, 4).permute(0, 3, 1, 2)
+    filled = _pull_push(atlas / atlas[:, 3:].clamp(min=1), batch, groups)
+    return filled.permute(0, 2, 3, 1).reshape(batch, groups * side * side, 3)[:, flat]
 
 
 def _pull_push(atlas: Tensor, batch: int, groups: int) -> Tensor:
