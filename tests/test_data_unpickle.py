@@ -78,7 +78,7 @@ class _Calls:
         lambda harm: _Calls(os.system, f"touch {harm}"),
         lambda harm: _Calls(eval, f"open({harm!r}, 'w')"),
         lambda harm: _Calls(open, harm, "w"),
-        lambda harm: _Calls(getattr, os, "system"),
+        lambda harm: _Calls(getattr, harm, "upper"),
         lambda harm: Decimal(1),
         lambda harm: _Calls(os.remove, harm),
     ],

@@ -8,6 +8,7 @@ from guava.evaluation.metrics import (
     l1,
     psnr,
     ssim,
+    ssim_map,
     through_8_bits,
 )
 
@@ -19,5 +20,6 @@ __all__ = [
     "l1",
     "psnr",
     "ssim",
+    "ssim_map",
     "through_8_bits",
 ]

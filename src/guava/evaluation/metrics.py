@@ -54,10 +54,15 @@ def l1(prediction: Tensor, truth: Tensor) -> Tensor:
 
 
 def ssim(prediction: Tensor, truth: Tensor) -> Tensor:
-    """(B,) structural similarity: 11 x 11 Gaussian window, sigma 1.5, of every channel on its own.
+    """(B,) structural similarity: the mean of :func:`ssim_map` over every pixel and channel."""
+    return ssim_map(prediction, truth).mean((1, 2, 3))
 
-    As in the release, the window sees zeros beyond the picture's edge and every pixel counts. (Other
-    implementations mirror the edge or leave it out, and some divide the variances by n - 1.)
+
+def ssim_map(prediction: Tensor, truth: Tensor) -> Tensor:
+    """(B, C, H, W) structural similarity: 11 x 11 Gaussian window, sigma 1.5, of every channel on its own.
+
+    As in the release, the window sees zeros beyond the picture's edge. (Other implementations mirror the edge
+    and leave it out of the mean, and some divide the variances by n - 1.)
     """
     if prediction.shape != truth.shape:
         raise InputError(f"Pictures differ in shape: {tuple(prediction.shape)} and {tuple(truth.shape)}.")
@@ -74,10 +79,9 @@ def ssim(prediction: Tensor, truth: Tensor) -> Tensor:
     var_p = blur(prediction * prediction) - mean_p**2
     var_t = blur(truth * truth) - mean_t**2
     covariance = blur(prediction * truth) - mean_p * mean_t
-    similarity = ((2 * mean_p * mean_t + _C1) * (2 * covariance + _C2)) / (
+    return ((2 * mean_p * mean_t + _C1) * (2 * covariance + _C2)) / (
         (mean_p**2 + mean_t**2 + _C1) * (var_p + var_t + _C2)
     )
-    return similarity.mean((1, 2, 3))
 
 
 def gradient_energy(images: Tensor) -> Tensor:

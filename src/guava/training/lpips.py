@@ -146,12 +146,12 @@ class Lpips(nn.Module):
         """As :meth:`from_files`, from state dictionaries."""
         model = cls(network, **options)
         found = {**_map_backbone(backbone), **_map_linear(linear)}
-        wanted = dict(model.state_dict())
-        missing = [name for name in wanted if name not in found]
+        wanted = {name: value.shape for name, value in model.state_dict().items()}
+        missing = [_original(name) for name in wanted if name not in found]
         wrong = [
-            f"{name} is {tuple(found[name].shape)}, not {tuple(value.shape)}"
-            for name, value in wanted.items()
-            if name in found and found[name].shape != value.shape
+            f"{_original(name)} is {tuple(found[name].shape)}, not {tuple(shape)}"
+            for name, shape in wanted.items()
+            if name in found and found[name].shape != shape
         ]
         if missing or wrong:
             told = [f"missing: {', '.join(missing)}"] if missing else []
@@ -201,6 +201,13 @@ def _unit(features: Tensor) -> Tensor:
     return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + _EPSILON)
 
 
+def _original(name: str) -> str:
+    """A weight's name in the files."""
+    if name.startswith("linear."):
+        return f"lin{name.removeprefix('linear.')}.model.1.weight"
+    return name.replace("convs.", "features.", 1)
+
+
 def _map_backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """torchvision's ``features.N.*`` or LPIPS's ``net.sliceK.N.*`` -> ``convs.N.*``."""
     pattern = re.compile(r"(?:module\.)?(?:features|(?:net\.)?slice\d)\.(\d+)\.(weight|bias)")
@@ -227,15 +234,9 @@ def _read_state(path: str | os.PathLike, network: str) -> dict[str, Tensor]:
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise FileFormatError(f"'{path}' is damaged or not safetensors ({error}).") from error
-    import pickle
+    from guava.model.torch_file import read_torch_file
 
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()
-        raise FileFormatError(
-            f"'{path}' cannot be read as a file of plain tensors ({reason[0] if reason else 'it is empty'})."
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    state = read_torch_file(path, what="file of weights")
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise FileFormatError(f"'{path}' holds something else than named tensors.")
     return state
