@@ -13,8 +13,8 @@ from guava.camera import Camera
 
 
 def skeleton(template: Template) -> EHM:
-    """The cheapest EHM that gives posed joints (one vertex, where the template allows it)."""
-    return EHM(template, None if template.regress_joints else torch.zeros(1, dtype=torch.long))
+    """The cheapest EHM that gives posed joints: of one vertex."""
+    return EHM(template, torch.zeros(1, dtype=torch.long))
 
 
 def joint_pixels(avatar: Avatar, template: Template, pose: Pose, camera: Camera) -> Tensor:

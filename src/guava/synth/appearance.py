@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
 from guava.synth.surface import EYE_PARTS, Surface
+from guava.tracking.fit.face import FACE_LAYOUTS
 
 PAINT_PIXEL = 0.0003
 """Size of one pixel of the face paint, metres."""
@@ -331,7 +332,13 @@ def _beard(rng, points, px, canvas, done, columns, rows, strength: float) -> np.
 
 
 def _eye_loops(surface: Surface) -> list[np.ndarray]:
-    """Where the skin meets the socket: one ordered loop (n, 3) per eye, left first."""
+    """The lids' edges, where the skin meets the socket: one ordered loop (n, 3) per eye, left first.
+
+    Where a template's skin goes on behind the lids, and so that seam lies deeper, or where it has no sockets,
+    the landmarks round the eyes stand in.
+    """
+    layout = FACE_LAYOUTS["mediapipe478"]
+    marked = [surface.landmarks[list(ids)] for ids in (layout.left_eye, layout.right_eye)]
     inner = surface.part_faces("eye_sockets")
     outer = surface.part_faces("face")
     edges: dict[tuple[int, int], int] = {}
@@ -341,16 +348,21 @@ def _eye_loops(surface: Surface) -> list[np.ndarray]:
                 a, b = int(face[k]), int(face[(k + 1) % 3])
                 key = (min(a, b), max(a, b))
                 edges[key] = edges.get(key, 0) | flag
-    seam = np.array([key for key, flag in edges.items() if flag == 3])
+    seam = np.array([key for key, flag in edges.items() if flag == 3], int)
     loops = []
-    for center in surface.eye_centers:
+    for center, outline in zip(surface.eye_centers, marked, strict=True):
         ids = np.unique(seam)
         near = ids[np.linalg.norm(surface.vertices[ids] - center, axis=1) < 0.05]
         ring = surface.vertices[near]
-        middle = ring[:, :2].mean(0)
-        order = np.argsort(np.arctan2(ring[:, 1] - middle[1], ring[:, 0] - middle[0]))
-        loops.append(ring[order])
+        high = np.ptp(ring[:, 1]) if len(ring) else np.inf
+        loops.append(_ordered(ring if high < 1.5 * np.ptp(outline[:, 1]) else outline))
     return loops
+
+
+def _ordered(ring: np.ndarray) -> np.ndarray:
+    """Points (n, 3) in the order of their angle about their middle."""
+    middle = ring[:, :2].mean(0)
+    return ring[np.argsort(np.arctan2(ring[:, 1] - middle[1], ring[:, 0] - middle[0]))]
 
 
 def _resample(points: np.ndarray, count: int) -> np.ndarray:

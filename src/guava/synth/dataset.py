@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from guava.body import EHM, Identity, Pose, Template
+from guava.body.controls import with_units
 from guava.camera import Camera
 from guava.synth.person import SyntheticPerson, sample_person
 from guava.synth.pose import POSE_KINDS, sample_pose
@@ -91,11 +92,8 @@ def accuracy_sample(
     probe = _PROBES[index % len(_PROBES)]
     pose = sample_pose(rng, template, kind)
     if probe:
-        expression = torch.zeros_like(pose.expression)
         level, stem = {"blink": (1.0, "eyeBlink"), "smile": (0.8, "mouthSmile"), "neutral": (0.0, "")}[probe]
-        if stem:
-            expression[0, [template.unit(stem + "Left"), template.unit(stem + "Right")]] = level
-        pose = replace(pose, expression=expression)
+        pose = with_units(pose, template, {stem + side: level for side in ("Left", "Right") if stem})
     camera = Camera.frontal(size)
     pose = frame_person(rng, person, pose, template, kind=framing, camera=camera)
     background = sample_background(rng, size, size)
@@ -113,9 +111,7 @@ def unit_visibility(template: Template) -> dict[str, tuple[float, float]]:
     embedding = template.landmarks["mediapipe478"]
     trusted = embedding.weights > 0
     ids, corners = template.faces[embedding.faces[trusted]].unique(return_inverse=True)
-    model = EHM(template, ids if not template.regress_joints else None).requires_grad_(False)
-    if template.regress_joints:
-        corners = ids[corners]
+    model = EHM(template, ids).requires_grad_(False)
     weights = embedding.barycentrics[trusted][..., None]
 
     def marks(expression: torch.Tensor) -> torch.Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 
-from guava.body import Pose, Template
+from guava.body import Pose, Template, load_template
+from guava.body.controls import expression_units, num_expression, with_units
 from guava.synth.surface import FINGERS, SIDES, surface_of
 
 POSE_KINDS = ("arms_down", "one_hand", "two_hands", "head")
@@ -19,12 +22,29 @@ _EXPRESSIONS = ("neutral", "smile", "laugh", "talk", "surprise", "angry", "sad",
 _EXPRESSION_ODDS = (0.08, 0.15, 0.08, 0.22, 0.09, 0.09, 0.08, 0.05, 0.08, 0.08)
 
 
+def sample_face(rng: np.random.Generator, template: Template, kind: str | None = None) -> Pose:
+    """The rest pose (B = 1) with a face that somebody could make, on any template.
+
+    One without units opens its jaw, blinks and looks as the open template's face does, with moderate
+    expression coefficients of its own.
+    """
+    pose = Pose.rest(template)
+    if expression_units(template):
+        return replace(pose, expression=sample_expression(rng, template, kind)[None])
+    open_template = load_template()
+    values = sample_expression(rng, open_template, kind)
+    pose = with_units(pose, template, dict(zip(open_template.expression_names, values.tolist(), strict=True)))
+    count = num_expression(template)
+    own = torch.from_numpy(np.clip(rng.normal(0, 0.6, (1, count)), -1.5, 1.5)).float()
+    return replace(pose, **{"expression" if template.expressive_head else "body_expression": own})
+
+
 def sample_expression(rng: np.random.Generator, template: Template, kind: str | None = None) -> torch.Tensor:
     """ARKit units of a face that somebody could make: few are active, left and right go together.
 
     Args:
         rng: Source of randomness.
-        template: The open template (ARKit unit names).
+        template: One with ARKit's units.
         kind: One of neutral, smile, laugh, talk, surprise, angry, sad, disgust, pout, sparse; drawn if None.
 
     Returns:
@@ -148,7 +168,7 @@ def sample_pose(
 
     Args:
         rng: Source of randomness.
-        template: The open template.
+        template: The template.
         kind: One of ``POSE_KINDS``; drawn if None.
         expression: Handed to :func:`sample_expression`.
         face_camera: The body turns at most about 20 degrees; otherwise up to 45.
@@ -197,9 +217,8 @@ def sample_pose(
         shape = str(rng.choice(HAND_SHAPES if side in raised else ("relaxed", "relaxed", "open", "fist")))
         for name, rotation in _hand(rng, surface, s, side, shape).items():
             put(name, rotation)
-    pose = Pose.rest(template)
-    face = sample_expression(rng, template, expression)[None]
-    return Pose(joints, face, pose.body_expression, pose.eyelids, pose.translation)
+    face = sample_face(rng, template, expression)
+    return replace(face, joints=joints + face.joints)
 
 
 def _pose_arm(rng, template, side, raised, memory, put) -> None:

@@ -358,6 +358,9 @@ def render_person(
 def surface_nose(template: Template) -> int:
     """A vertex at the tip of the nose."""
     embedding = template.landmarks["mediapipe478"]
+    if not float(embedding.weights[4]) > 0:
+        surface = surface_of(template)
+        return int(np.linalg.norm(surface.vertices - surface.landmarks[4], axis=1).argmin())
     corner = int(embedding.barycentrics[4].argmax())
     return int(template.faces[int(embedding.faces[4]), corner])
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from guava.body import EHM, Identity, Pose, Template
+from guava.body import EHM, Identity, Pose, Template, load_template
 from guava.rendering.mesh import vertex_normals
 
 EYE_PARTS = ("left_eyeball", "right_eyeball")
@@ -31,7 +31,8 @@ class Surface:
         parts: (F,) int32 index into ``part_names``.
         part_names: Of the template.
         joints: (J, 3) float32 rest joints.
-        landmarks: (478, 3) float32 MediaPipe landmarks.
+        landmarks: (478, 3) float32 MediaPipe landmarks; those that the template does not know are about
+            where the open template has them.
         landmark_weights: (478,) float32.
         eye_centers: (2, 3) left and right eyeball centres (spheres fitted to the eyeball's back half).
         eye_axes: (2, 3) unit, centre to pupil.
@@ -58,14 +59,24 @@ class Surface:
     head_scalp: np.ndarray
 
     def part_faces(self, *names: str) -> np.ndarray:
-        """(F,) bool: the faces of the named parts."""
-        return np.isin(self.parts, [self.part_names.index(name) for name in names])
+        """(F,) bool: the faces of the named parts; names that the template lacks are skipped."""
+        wanted = [self.part_names.index(name) for name in names if name in self.part_names]
+        return np.isin(self.parts, wanted)
 
     def part_vertices(self, *names: str) -> np.ndarray:
         """(V,) bool: vertices with a face in the named parts."""
         out = np.zeros(len(self.vertices), bool)
         out[self.faces[self.part_faces(*names)].ravel()] = True
         return out
+
+
+def _carried_over(landmarks: np.ndarray, placed: np.ndarray) -> np.ndarray:
+    """The open template's landmarks that are not ``placed``, moved as those that are (thin-plate spline)."""
+    from scipy.interpolate import RBFInterpolator
+
+    known = surface_of(load_template()).landmarks
+    warp = RBFInterpolator(known[placed], landmarks[placed], kernel="thin_plate_spline", smoothing=1e-6)
+    return warp(known[~placed]).astype(np.float32)
 
 
 @lru_cache(maxsize=2)
@@ -82,6 +93,9 @@ def _surface(holder: _Holder) -> Surface:
     embedding = template.landmarks["mediapipe478"]
     corners = vertices[template.faces[embedding.faces]]
     landmarks = (corners * embedding.barycentrics[..., None]).sum(1).numpy().astype(np.float32)
+    placed = embedding.weights.numpy() > 0
+    if not placed.all():
+        landmarks[~placed] = _carried_over(landmarks, placed)
 
     centers, axes = np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32)
     for side, (part, iris) in enumerate(zip(EYE_PARTS, (473, 468), strict=True)):

@@ -48,6 +48,7 @@ def tracked_truth(
         quality=FitQuality(unknown, torch.full((1, 2), torch.nan), unknown, unknown),
         media=SourceMedia("synthetic", "", size, size),
         template_hash=template.hash,
+        template_name=template.name,
         expression_names=template.expression_names,
         detector="truth",
         masks=(alpha * 255).round().clamp(0, 255).to(torch.uint8)[None],

@@ -24,13 +24,12 @@ def landmark_pixels(
     table = template.landmarks[embedding]
     corners = template.faces[table.faces]
     ids, inverse = torch.unique(corners, return_inverse=True)
-    model = EHM(template, None if template.regress_joints else ids)
-    rows = corners if template.regress_joints else inverse
+    model = EHM(template, ids)
     out = []
     with torch.no_grad():
         for first in range(0, pose.joints.shape[0], _CHUNK):
             vertices = model(identity, pose[first : first + _CHUNK]).vertices
-            points = (vertices[:, rows] * table.barycentrics[..., None]).sum(2)
+            points = (vertices[:, inverse] * table.barycentrics[..., None]).sum(2)
             out.append(camera.project(points)[0])
     return torch.cat(out)
 

@@ -218,7 +218,7 @@ def _regressed(template: Template, face: FaceFit, shift_dirs: Tensor) -> tuple[T
     growth = torch.zeros(body.num_vertices, 3, dtype=torch.float64)
     for ids, centre in zip(template.hand_vertex_ids, template.hand_centers.double(), strict=True):
         growth[ids] += body.v_template[ids].double() - centre
-    model = EHM(template).requires_grad_(False)
+    model = EHM(template, torch.zeros(1, dtype=torch.long)).requires_grad_(False)
     identity, joints = Identity.neutral(template), []
     if template.expressive_head:
         identity = replace(identity, head_shape=face.shape[None].float())
