@@ -327,5 +327,10 @@ def test_another_template_is_explained():
 
 def test_reports():
     assert not compare_keys({"a": torch.zeros(2)}, {"a": (2,)})
-    report = compare_keys({f"k{i}": torch.zeros(1) for i in range(9)}, {"a": (2, 3)})
-    assert "9 unexpected (k0, k1, k2, k3, k4, k5 and 3 more)" in report.describe()
+    state = {f"k.{i}.w": torch.zeros(1) for i in range(9)} | {c: torch.zeros(1) for c in "abcd"}
+    report = compare_keys(state, {"a": (1,), "b": (2, 3), "k.0.w": (3,), "k.1.w": (3,), "z": ()})
+    assert report.describe(2) == (
+        "1 missing (z); 9 unexpected (k.*.w, 7 times; c; and 1 more); "
+        "3 of another shape (k.*.w is 1 instead of 3, 2 times; b is 1 instead of 2x3)"
+    )
+    assert "k.2" not in report.describe() and report.describe().count("; d") == 1

@@ -15,7 +15,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -203,7 +203,7 @@ def remove_weights(name: str) -> Path:
         InputError: They came with the package, or the file cannot be deleted.
     """
     path = weights_path(name)
-    if path.is_file():
+    if _NAME.fullmatch(name) and path.is_file():
         try:
             path.unlink()
         except OSError as error:
@@ -446,22 +446,32 @@ class KeyReport:
         """Whether there is any difference."""
         return bool(self.missing or self.unexpected or self.misshapen)
 
-    def describe(self, most: int = 6) -> str:
-        """One sentence, naming at most ``most`` keys of each sort."""
-
-        def some(keys: list[str]) -> str:
-            more = f" and {len(keys) - most} more" if len(keys) > most else ""
-            return ", ".join(keys[:most]) + more
-
+    def describe(self, most: int = 12) -> str:
+        """One sentence. Keys that differ in numbers alone are told as one ("blocks.*.norm1.bias, 12 times"),
+        and at most ``most`` of each sort."""
         parts = []
         if self.missing:
-            parts.append(f"{len(self.missing)} missing ({some(list(self.missing))})")
+            parts.append(f"{len(self.missing)} missing ({_grouped(self.missing, most)})")
         if self.unexpected:
-            parts.append(f"{len(self.unexpected)} unexpected ({some(list(self.unexpected))})")
+            parts.append(f"{len(self.unexpected)} unexpected ({_grouped(self.unexpected, most)})")
         if self.misshapen:
-            told = [f"{key} is {_by(have)} instead of {_by(want)}" for key, have, want in self.misshapen]
-            parts.append(f"{len(self.misshapen)} of another shape ({some(told)})")
+            told = {key: f" is {_by(have)} instead of {_by(want)}" for key, have, want in self.misshapen}
+            parts.append(f"{len(self.misshapen)} of another shape ({_grouped(told, most, told)})")
         return "; ".join(parts)
+
+
+def _grouped(keys: Iterable[str], most: int, endings: Mapping[str, str] | None = None) -> str:
+    """Keys, and what is said of each, with those that differ in numbers alone put together."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for key in keys:
+        ending = endings[key] if endings else ""
+        groups.setdefault((re.sub(r"\d+", "*", key), ending), []).append(key)
+    told = [
+        f"{pattern if len(same) > 1 else same[0]}{ending}" + (f", {len(same)} times" if len(same) > 1 else "")
+        for (pattern, ending), same in groups.items()
+    ]
+    more = sum(len(same) for same in list(groups.values())[most:])
+    return "; ".join(told[:most]) + (f"; and {more} more" if more else "")
 
 
 def _by(shape: tuple[int, ...]) -> str:
