@@ -189,8 +189,9 @@ class Animator:
             )[0].permute(1, 2, 0)
         color, alpha = picture[top : top + camera.height, left : left + camera.width].split([3, 1], -1)
         bright = color.amax(-1, keepdim=True)
-        alpha = torch.where((alpha <= 0) & (bright < _FAINT), torch.zeros_like(alpha), alpha.maximum(bright))
-        return torch.cat([(color / alpha.clamp(min=1e-6)).clamp(0, 1), alpha.clamp(0, 1)], -1).cpu()
+        something = (alpha > 0) | (bright >= _FAINT)
+        alpha = alpha.maximum(bright).clamp(0, 1) * something
+        return torch.cat([(color / alpha.clamp(min=1e-6)).clamp(0, 1) * something, alpha], -1).cpu()
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
