@@ -39,8 +39,9 @@ class SmoothFrames:
     sigma: Tensor
 
 
+@torch.no_grad()
 def smooth_frames(vertices: Tensor, tables: UVTables, sigma_rule: SigmaRule = "mean_edge") -> SmoothFrames:
-    """Frames of meshes (B, V, 3)."""
+    """Frames of meshes (B, V, 3). Not differentiable: people's shapes are given."""
     corners = tables.faces[tables.face_ids]
     weights = tables.barycentrics[..., None]
     normal = _unit((vertex_normals(vertices, tables.faces)[:, corners] * weights).sum(2))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from guava.body import Template
 from guava.model.config import GuavaConfig
-from guava.model.lite.frames import SmoothFrames, smooth_frames, to_triangle_units
+from guava.model.lite.frames import SmoothFrames, to_triangle_units
 from guava.model.lite.layers import CompactEncoder, ScaledLinear, UVNet
 from guava.model.lite.source import SurfaceView, look
 from guava.model.lite.tables import SECOND_STRIDE, uv_tables
@@ -112,7 +112,7 @@ class LiteNetwork(nn.Module):
     def look(self, source: SourceBatch) -> SurfaceView:
         """What the picture shows of the surface: the part of :meth:`forward` that has no weights, for a
         trainer's data workers."""
-        return look(source, self.tables)
+        return look(source, self.tables, self.config.sigma_rule)
 
     def forward(
         self,
@@ -152,8 +152,7 @@ class LiteNetwork(nn.Module):
         atlas = atlas.index_copy(1, tables.texel[first], gathered)
         fine, coarse = self.uv_net(atlas.view(batch, size, size, -1).permute(0, 3, 1, 2), vector)
 
-        with torch.no_grad():
-            frames = smooth_frames(source.rest_vertices.float(), tables, self.config.sigma_rule)
+        frames = view.frames
         head = self.head(_rows(fine)[:, tables.texel])
         raw = self._colors(view, head)
         offsets = _bounded(head["offset"], tables.limits)
@@ -193,10 +192,10 @@ class LiteNetwork(nn.Module):
 
     def _base(self, batch: int) -> Tensor:
         """(B, K, base_channels) the learned feature of every texel."""
-        size = self.tables.size
-        texel = self.tables.texel[self.tables.first]
-        places = torch.stack([texel % size + 0.5, texel // size + 0.5], -1)[None]
-        return sample_features(self.uv_base_feature[None], places, size, size).expand(batch, -1, -1)
+        size, base = self.tables.size, self.uv_base_feature[None]
+        if size != BASE_SIZE:
+            base = nn.functional.interpolate(base, (size, size), mode="bilinear", align_corners=False)
+        return _rows(base)[:, self.tables.texel[self.tables.first]].expand(batch, -1, -1)
 
     def _colors(self, view: SurfaceView, head: dict[str, Tensor]) -> Tensor:
         """(B, M, 3) raw colours: a mix of the seen, the mirrored and a predicted one, in the units that one

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from guava.avatar.posing import SigmaRule
 from guava.camera import Camera
+from guava.model.lite.frames import SmoothFrames, smooth_frames
 from guava.model.lite.tables import UVTables
 from guava.model.sampling import sample_features, surface_points
 from guava.model.source import SourceBatch
@@ -50,6 +52,7 @@ class SurfaceView:
             fixed ones behind lids and lips.
         normals: (B, M, 3) unit, in camera axes.
         facing: (B, M, 1) cosine between normal and the direction to the camera.
+        frames: Smooth frames of the people's rest meshes.
     """
 
     picture: Tensor
@@ -66,10 +69,11 @@ class SurfaceView:
     filled: Tensor
     normals: Tensor
     facing: Tensor
+    frames: SmoothFrames
 
 
 @torch.no_grad()
-def look(source: SourceBatch, tables: UVTables) -> SurfaceView:
+def look(source: SourceBatch, tables: UVTables, sigma_rule: SigmaRule = "mean_edge") -> SurfaceView:
     """Project the surface into the source pictures. May run in a data worker; see :class:`SurfaceView`."""
     batch, _, size, _ = source.image.shape
     vertices = source.vertices.float()
@@ -116,6 +120,7 @@ def look(source: SourceBatch, tables: UVTables) -> SurfaceView:
         pixels=pixels, width=camera.width, height=camera.height,
         visible=visible, inside=inside, kept=_kept(inside, tables), colors=colors, person=person,
         mirrored=mirrored, mirror_colors=mirror_colors, filled=filled, normals=normals, facing=facing,
+        frames=smooth_frames(source.rest_vertices.float(), tables, sigma_rule),
     )
 
 
