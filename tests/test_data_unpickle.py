@@ -14,7 +14,7 @@ import torch
 from release_data import pickled
 
 from guava.errors import FileFormatError, InputError
-from guava.unpickle import load_pickle
+from guava.unpickle import load_pickle, unpickle
 
 PLAIN = {
     "matrix": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -147,6 +147,11 @@ _EMPTY += _int(0) + b"\x85" + _text("b") + b"\x87R"
         _program(_name("_codecs", "encode"), _text("x"), _text("rot13"), b"\x86R"),
         # attributes set on a class of ours
         _program(_name("numpy", "dtype"), b"}", _text("plain"), _int(1), b"s", b"b"),
+        _program(_name("numpy", "dtype"), b"N}", _text("plain"), _int(1), b"s\x86b"),
+        _program(_name("_codecs", "encode"), b"N}", _text("__defaults__"), b"N", b"s\x86b"),
+        _program(_name("numpy.core.multiarray", "scalar"), b"}", _text("note"), b"N", b"sb"),
+        _program(_name("numpy", "ndarray"), b"N}", _text("__call__"), b"N", b"s\x86b"),
+        _program(_name("collections", "OrderedDict"), b"N}", _text("keys"), b"N", b"s\x86b"),
         b"", b"\x80", b"hello", b"\x80\x04K\x01", pickle.dumps(list(range(100)))[:40],
         _program(_int(0), b"Q"),
     ],
@@ -177,8 +182,17 @@ def test_torch_tensors_say_what_to_do(tmp_path):
 def test_stand_ins_hold_what_the_owner_asks_for(tmp_path):
     path = tmp_path / "x.pkl"
     path.write_bytes(pickle.dumps(Decimal("1.5")))
-    found = load_pickle(path, extra={("decimal", "Decimal"): lambda text: ("decimal", text)})
-    assert found == ("decimal", "1.5")
+    stand_ins = {("decimal", "Decimal"): lambda text: ("decimal", text)}
+    assert load_pickle(path, extra=lambda *name: stand_ins.get(name)) == ("decimal", "1.5")
+
+
+def test_short_programs_that_would_fill_the_memory(tmp_path):
+    memo_bomb = _program(_int(0), b"r" + (2**31).to_bytes(4, "little"))
+    with pytest.raises(FileFormatError, match="out of order"):
+        unpickle(memo_bomb, "it", most_steps=1000)
+    with pytest.raises(FileFormatError, match="too many steps"):
+        unpickle(pickle.dumps(list(range(100))), "it", most_steps=50)
+    assert unpickle(pickle.dumps([1, 2]), "it", most_steps=50) == [1, 2]
 
 
 def test_no_file(tmp_path):

@@ -1,9 +1,9 @@
 """Reading the body models' pickles and numpy files without running what is in them.
 
-The owners distribute pickles, some written by Python 2 with chumpy and old scipy. A pickle is a program: it
-names functions and calls them. Here every name that it may use is one of a short list, and each stands for a
-small class of this module that only stores what it is given. Arrays are put together afterwards, from bytes
-whose number is checked. No numpy, scipy, torch or chumpy code runs on a file's behalf.
+The owners distribute pickles, some written by Python 2 with chumpy and old scipy. What plain data needs is
+:mod:`guava.unpickle`'s; every further name that such a file may use stands for a small class of this module
+that only stores what it is given. What it comes to is put together afterwards, from checked parts. No scipy,
+torch or chumpy code runs on a file's behalf.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import pickletools
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,11 +19,14 @@ from typing import Any
 import numpy as np
 
 from guava.errors import FileFormatError, InputError
+from guava.unpickle import build_array
+from guava.unpickle import unpickle as unpickle_plain
 
 MAX_BYTES = 2 * 1024**3
 """Larger files are refused; SMPL-X with all its directions has 0.3 GB."""
 MAX_ITEMS = 2_000_000
 """Most objects that one pickle may hold, and a tenth of the steps that it may take."""
+
 
 class _Refused(Exception):
     """The file does something that no body model needs."""
@@ -42,52 +44,6 @@ class _Stored:
 
     def value(self, resolve) -> Any:
         raise _Refused(f"an object of {type(self).__name__}")
-
-
-class _Dtype(_Stored):
-    """``numpy.dtype`` of plain numbers, booleans, text or objects; records are refused."""
-
-    def value(self, resolve) -> np.dtype:
-        if not self.arguments or not isinstance(self.arguments[0], str):
-            raise _Refused("a number format without a name")
-        text = self.arguments[0].lstrip("<>=|")
-        if text[:1] not in "biufOSU" or not text[1:].isdigit():
-            raise _Refused(f"the number format {self.arguments[0]!r}")
-        kind = np.dtype(text)
-        state = self.state
-        if isinstance(state, tuple) and len(state) > 4:
-            if any(part is not None for part in state[2:5]):
-                raise _Refused("a record format")
-            if state[1] in ("<", ">"):
-                kind = kind.newbyteorder(state[1])
-        return kind
-
-
-class _Array(_Stored):
-    """``numpy.ndarray`` from ``(version, shape, dtype, Fortran order, data)``."""
-
-    def value(self, resolve) -> np.ndarray:
-        state = self.state
-        if not isinstance(state, tuple) or len(state) not in (4, 5):
-            raise _Refused("an array without content")
-        shape, kind, fortran, data = state[-4:]
-        return _build(resolve(shape), resolve(kind), bool(fortran), data, resolve)
-
-
-class _Buffer(_Stored):
-    """``numpy.core.numeric._frombuffer(data, dtype, shape, order)``, how protocol 5 stores arrays."""
-
-    def value(self, resolve) -> np.ndarray:
-        data, kind, shape, order = self.arguments
-        return _build(resolve(shape), resolve(kind), order == "F", data, resolve)
-
-
-class _Scalar(_Stored):
-    """``numpy.core.multiarray.scalar(dtype, data)``."""
-
-    def value(self, resolve) -> Any:
-        kind, data = self.arguments
-        return _build((), resolve(kind), False, data, resolve)[()]
 
 
 class _Sparse(_Stored):
@@ -179,21 +135,6 @@ class _TorchTensor(_Stored):
         return storage[index]
 
 
-class _Encoded(_Stored):
-    """``_codecs.encode(text, "latin1")``: how Python 3 writes bytes for Python 2."""
-
-    def value(self, resolve) -> bytes:
-        text, *how = self.arguments
-        if not isinstance(text, str) or how not in ([], ["latin1"], ["latin-1"]):
-            raise _Refused("an encoding other than latin1")
-        return text.encode("latin1")
-
-
-class _Set(_Stored):
-    def value(self, resolve) -> tuple:
-        return tuple(resolve(self.arguments[0])) if self.arguments else ()
-
-
 # A pickle may set attributes of what it names, so that only classes with a __setstate__ can be named.
 
 
@@ -210,85 +151,23 @@ class _Reconstructed(_Stored):
         return kind()
 
 
-class _EmptyArray(_Stored):
-    """``numpy.core.multiarray._reconstruct``: an array whose content follows."""
-
-    def __new__(cls, kind: Any, shape: Any, code: Any):
-        if kind is not _Array:
-            raise _Refused("an array of an unknown class")
-        return _Array()
-
-
-_NUMPY = {
-    ("core.multiarray", "_reconstruct"): _EmptyArray,
-    ("core.multiarray", "scalar"): _Scalar,
-    ("core.numeric", "_frombuffer"): _Buffer,
-    ("", "ndarray"): _Array,
-    ("", "dtype"): _Dtype,
-}
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("copy_reg", "_reconstructor"): _Reconstructed,
     ("copyreg", "_reconstructor"): _Reconstructed,
     ("__builtin__", "object"): _Object,
     ("builtins", "object"): _Object,
-    ("__builtin__", "set"): _Set,
-    ("builtins", "set"): _Set,
-    ("_codecs", "encode"): _Encoded,
-    ("collections", "OrderedDict"): dict,
     ("torch._utils", "_rebuild_tensor_v2"): _TorchTensor,
     ("torch.storage", "_load_from_bytes"): _TorchStorage,
 }
-for (_module, _name), _stand_in in _NUMPY.items():
-    _ALLOWED[f"numpy.{_module}".rstrip("."), _name] = _stand_in
-    if _module:
-        _ALLOWED[f"numpy._{_module}", _name] = _stand_in
 for _layout, _stand_in in (("csc", _Sparse), ("csr", _SparseRows)):
     for _module in (f"scipy.sparse.{_layout}", f"scipy.sparse._{_layout}", "scipy.sparse"):
         for _name in (f"{_layout}_matrix", f"{_layout}_array"):
             _ALLOWED[_module, _name] = _stand_in
 
 
-class _Unpickler(pickle.Unpickler):
-    """Finds nothing but the names above; everything of chumpy is a :class:`Chumpy`."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "chumpy" or module.startswith("chumpy."):
-            return Chumpy
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise _Refused(f"it wants to use {module}.{name}") from None
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise _Refused("it refers to other files")
-
-
-def _build(shape: Any, kind: Any, fortran: bool, data: Any, resolve) -> np.ndarray:
-    if not isinstance(kind, np.dtype) or not isinstance(shape, tuple):
-        raise _Refused("an array without a shape or number format")
-    if not all(isinstance(n, int) and n >= 0 for n in shape) or len(shape) > 8:
-        raise _Refused("an array of this shape")
-    count = int(np.prod(shape, dtype=object)) if shape else 1
-    order = "F" if fortran else "C"
-    if kind.hasobject:
-        if not isinstance(data, list) or len(data) != count:
-            raise _Refused("an array whose content does not fit its shape")
-        out = np.empty(count, object)
-        for i, item in enumerate(data):
-            out[i] = resolve(item)
-        return out.reshape(shape, order=order)
-    if isinstance(data, _Stored):
-        data = resolve(data)
-    if isinstance(data, str):  # byte strings of Python 2 arrive as latin1 text
-        try:
-            data = data.encode("latin1")
-        except UnicodeEncodeError as error:
-            raise _Refused("an array whose content is text") from error
-    if not isinstance(data, bytes | bytearray | pickle.PickleBuffer) or memoryview(data).nbytes != (
-        count * kind.itemsize
-    ):
-        raise _Refused("an array whose content does not fit its shape")
-    return np.frombuffer(data, kind, count).reshape(shape, order=order)
+def _stand_in_of(module: str, name: str) -> Any:
+    """The names above; everything of chumpy is a :class:`Chumpy`."""
+    return Chumpy if module.partition(".")[0] == "chumpy" else _ALLOWED.get((module, name))
 
 
 class _Resolver:
@@ -300,8 +179,10 @@ class _Resolver:
         self.open: set[int] = set()
 
     def __call__(self, item: Any) -> Any:
-        if not isinstance(item, dict | list | tuple | _Stored):
+        if not isinstance(item, dict | list | tuple | np.ndarray | _Stored):
             return item
+        if isinstance(item, np.ndarray) and not item.dtype.hasobject:
+            return np.asarray(item)
         key = id(item)
         if key in self.done:
             return self.done[key]
@@ -315,20 +196,15 @@ class _Resolver:
             out = item.value(self)
         elif isinstance(item, dict):
             out = {k: self(v) for k, v in item.items()}
+        elif isinstance(item, np.ndarray):
+            out = np.empty(item.shape, object)
+            for index, value in np.ndenumerate(item):
+                out[index] = self(value)
         else:
             out = type(item)(self(v) for v in item)
         self.open.discard(key)
         self.done[key] = out
         return out
-
-
-def _scan(data: bytes) -> None:
-    """Refuse what would use up time or memory before the first object is there."""
-    for steps, (step, argument, _) in enumerate(pickletools.genops(data)):
-        if steps > 10 * MAX_ITEMS:
-            raise _Refused("too many steps")
-        if step.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > steps:
-            raise _Refused("a reference out of order")
 
 
 def unpickle(data: bytes, what: str) -> Any:
@@ -344,17 +220,13 @@ def unpickle(data: bytes, what: str) -> Any:
         FileFormatError: It is damaged, or asks for anything else.
     """
     try:
-        _scan(data)
-        return _Resolver()(_Unpickler(io.BytesIO(data), encoding="latin1").load())
+        return _Resolver()(unpickle_plain(data, what, extra=_stand_in_of, most_steps=10 * MAX_ITEMS))
     except _Refused as refused:
         raise FileFormatError(
             f"{what} was not read: it holds what no body model needs ({refused}).",
             "Nothing in it was run. Download the file from its owner again.",
         ) from refused
-    except (
-        pickle.UnpicklingError, EOFError, AttributeError, ValueError, TypeError, IndexError, KeyError,
-        ImportError, UnicodeDecodeError, OverflowError, MemoryError, RecursionError, BufferError,
-    ) as error:  # fmt: skip
+    except (ValueError, TypeError, IndexError, KeyError, OverflowError, MemoryError, RecursionError) as error:
         raise FileFormatError(
             f"{what} is damaged or not a pickle ({type(error).__name__}: {error}).", "Download it again."
         ) from error
@@ -373,11 +245,7 @@ def read_npy(data: bytes, what: str) -> Any:
         header = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
         shape, fortran, kind = header(stream)
         if not kind.hasobject:
-            if kind.fields is not None or kind.subdtype is not None:
-                raise ValueError("records are not expected")
-            return _build(shape, kind, fortran, data[stream.tell() :], None)
-    except _Refused as refused:
-        raise FileFormatError(f"{what} is damaged ({refused}).", "Download it again.") from refused
+            return build_array(shape, kind, fortran, data[stream.tell() :])
     except (ValueError, TypeError, EOFError, SyntaxError, OverflowError) as error:
         raise FileFormatError(
             f"{what} is damaged or no numpy file ({error}).", "Download it again."
