@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from guava.body.licensed import smplx, teeth
 from guava.body.licensed.arrays import OwnerModel
@@ -52,17 +55,18 @@ def face_parts(body: OwnerModel, head: OwnerModel, found: dict, faces: np.ndarra
     slot[flame_ids] = np.arange(len(flame_ids))
     on_head = slot[of_skin]
 
-    def all_of(mask: np.ndarray) -> np.ndarray:
-        """Faces whose corners are all in a mask over FLAME's vertices."""
-        return (on_head >= 0).all(1) & mask[on_head].all(1)
+    def having(corners: int, mask: np.ndarray) -> np.ndarray:
+        """Head faces with at least so many corners in a mask over FLAME's vertices."""
+        return (on_head >= 0).all(1) & (mask[on_head].sum(1) >= corners)
 
     above_neck = parts == index("scalp")
-    parts[above_neck & all_of(_face_mask(head, found))] = index("face")
+    parts[above_neck & having(3, _face_mask(head, found))] = index("face")
     balls = [head.weights[:, joint] > 0.5 for joint in (3, 4)]
-    parts[all_of(_sockets(head, balls))] = index("eye_sockets")
-    parts[all_of(_cavity(head))] = index("mouth_cavity")
+    sockets, cavity = _hollows(body, head, flame_ids, balls)
+    parts[having(2, sockets)] = index("eye_sockets")
+    parts[having(2, cavity)] = index("mouth_cavity")
     for side, ball in zip(("left", "right"), balls, strict=True):
-        parts[all_of(ball)] = index(f"{side}_eyeball")
+        parts[having(3, ball)] = index(f"{side}_eyeball")
     upper = np.full(teeth.UPPER_FACES, index("upper_teeth"))
     lower = np.full(len(faces) - len(of_skin) - teeth.UPPER_FACES, index("lower_teeth"))
     return np.concatenate([parts, upper, lower]).astype(np.int64)
@@ -79,32 +83,63 @@ def _face_mask(head: OwnerModel, found: dict) -> np.ndarray:
     return (moved > 0.05 * moved.max()) & front
 
 
-def _sockets(head: OwnerModel, balls: list[np.ndarray]) -> np.ndarray:
-    """(5023,) bool: skin beside and behind an eyeball."""
+def _hollows(
+    body: OwnerModel, head: OwnerModel, flame_ids: np.ndarray, balls: list[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(5023,) bool each: skin round the eyeballs and behind the lips that cannot be seen from anywhere."""
     v = head.v_template
-    out = np.zeros(len(v), bool)
+    hidden = ~_seen(body.v_template, body.faces, flame_ids)[flame_ids] & ~(balls[0] | balls[1])
+    inner = head.faces[hidden[head.faces].all(1)]
+    pairs = np.concatenate([inner[:, [0, 1]], inner[:, [1, 2]]])
+    graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(v), len(v)))
+    count, label = connected_components(graph, directed=False)
+    label[~hidden] = count  # what can be seen is no part of a hollow
+
+    def touching(near: np.ndarray) -> np.ndarray:
+        return np.isin(label, np.setdiff1d(label[near & hidden], [count])) & hidden
+
+    around = np.zeros(len(v), bool)
     for ball in balls:
         centre = v[ball].mean(0)
         radius = np.linalg.norm(v[ball] - centre, axis=1).mean()
-        off = v - centre
-        out |= (np.linalg.norm(off, axis=1) < 1.25 * radius) & (off[:, 2] < 0.5 * radius)
-    return out & ~(balls[0] | balls[1])
-
-
-def _cavity(head: OwnerModel) -> np.ndarray:
-    """(5023,) bool: skin behind the lips."""
-    v = head.v_template
+        around |= np.linalg.norm(v - centre, axis=1) < 1.3 * radius
     upper, lower = v[list(teeth.UPPER_LIP)], v[list(teeth.LOWER_LIP)]
     lips = (upper + lower) / 2
     gap = np.linalg.norm(upper - lower, axis=1).mean()
-    order = lips[:, 0].argsort()
-    front = np.interp(v[:, 0], lips[order, 0], lips[order, 2])
-    behind = front - v[:, 2]
-    off = np.abs(v[:, 1] - lips[:, 1].mean())
-    between = (v[:, 0] > lips[:, 0].min()) & (v[:, 0] < lips[:, 0].max())
-    # The skin below the lower lip lies behind the lips too, but not as deep as it is low.
-    deep = behind > gap + (off - 1.2 * gap).clip(min=0)
-    return (off < 4 * gap) & between & deep & (behind < 12 * gap)
+    at_lips = np.linalg.norm(v[:, None] - lips[None], axis=2).min(1) < 1.5 * gap
+    return touching(around), touching(at_lips)
+
+
+def _seen(
+    vertices: np.ndarray, faces: np.ndarray, around: np.ndarray, directions: int = 40, size: int = 512
+) -> np.ndarray:
+    """(V,) bool: vertices of which a camera sees at least a third of the faces from ``directions`` round the
+    vertices ``around``. (One face of many may shine through a thin wall.)"""
+    from guava.camera import Camera
+    from guava.rendering.mesh import rasterize_mesh
+
+    middle = (vertices[around].min(0) + vertices[around].max(0)) / 2
+    centred = torch.from_numpy(vertices - middle).float()
+    reach = float(centred[around].norm(dim=1).max()) * 1.02
+    triangles = torch.from_numpy(faces)
+    camera = Camera.frontal(size)
+    away = torch.tensor([0, 0, -reach * 24.0])
+    seen = np.zeros(len(faces), bool)
+    for i in range(directions):  # evenly over the sphere, by the golden angle
+        up = 1 - (2 * i + 1) / directions
+        turn = i * 2.399963
+        forward = torch.tensor([np.sqrt(1 - up**2) * np.sin(turn), up, np.sqrt(1 - up**2) * np.cos(turn)])
+        right = torch.linalg.cross(torch.tensor([0, 1.0, 0], dtype=forward.dtype), forward)
+        right = right / right.norm()
+        frame = torch.stack([right, torch.linalg.cross(forward, right), forward]).float()
+        turned = centred @ frame.T
+        hit = rasterize_mesh(turned + away, triangles, camera)
+        a, b, c = turned[triangles].unbind(1)
+        outside = torch.linalg.cross(b - a, c - a)[:, 2] > 0
+        ids = hit.face_ids[hit.mask].long().unique()
+        seen[ids[outside[ids]].numpy()] = True
+    total = np.bincount(faces.ravel(), minlength=len(vertices))
+    return np.bincount(faces[seen].ravel(), minlength=len(vertices)) * 3 >= total.clip(1)
 
 
 def surface_points(
