@@ -240,15 +240,14 @@ def save_weights(
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"Cannot make the folder '{folder}': {error.strerror}.") from error
-    weights = replace(weights, network=_stored_layout(weights.network), precision=precision)
-    if precision == "float16":
-        weights = replace(
-            weights,
-            network=_halved(weights.network),
-            refiner=None if weights.refiner is None else _halved(weights.refiner),
-        )
     if weights.parts != PARTS:
         raise ValueError(f"Only {weights.parts} of '{weights.name}' was read.")
+    weights = replace(
+        weights,
+        network=_cast(_stored_layout(weights.network), precision),
+        refiner=None if weights.refiner is None else _cast(weights.refiner, precision),
+        precision=precision,
+    )
     tensors = {f"network.{key}": value for key, value in weights.network.items()}
     tensors |= {f"refiner.{key}": value for key, value in (weights.refiner or {}).items()}
     header = {
@@ -264,7 +263,9 @@ def save_weights(
     header["hash"] = _identity(header)
     header["seal"] = _seal(header)
     write_container(path, WEIGHTS_KIND, WEIGHTS_VERSION, tensors, header)
-    return replace(_in_single_precision(weights), hash=header["hash"])
+    del tensors
+    _make_single(weights)
+    return replace(weights, hash=header["hash"])
 
 
 def load_weights(name_or_path: str | os.PathLike, parts: tuple[str, ...] = PARTS) -> Weights:
@@ -309,7 +310,8 @@ def load_weights(name_or_path: str | os.PathLike, parts: tuple[str, ...] = PARTS
             f"are needed ({digest}).",
             "Install those that the avatar was made with, or make the avatar again.",
         )
-    return _in_single_precision(weights)
+    _make_single(weights)
+    return weights
 
 
 def list_weights() -> list[WeightsInfo]:
@@ -402,20 +404,21 @@ def _section(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-def _halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    out = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+def _cast(state: Mapping[str, Tensor], precision: Precision) -> dict[str, Tensor]:
+    dtype = {"float32": torch.float32, "float16": torch.float16}[precision]
+    out = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
     for key, value in out.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
+        if dtype == torch.float16 and value.dtype == dtype and not torch.isfinite(value).all():
             raise InputError(f"'{key}' has values that half precision cannot hold.", "Keep single precision.")
     return out
 
 
-def _in_single_precision(weights: Weights) -> Weights:
-    def single(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-
-    refiner = None if weights.refiner is None else single(weights.refiner)
-    return replace(weights, network=single(weights.network), refiner=refiner)
+def _make_single(weights: Weights) -> None:
+    """In place, so that no tensor is there in both precisions."""
+    for state in (weights.network, weights.refiner or {}):
+        for key, value in state.items():
+            if value.is_floating_point():
+                state[key] = value.float()
 
 
 def _stored_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
