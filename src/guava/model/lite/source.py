@@ -103,6 +103,7 @@ def look(source: SourceBatch, tables: UVTables, sigma_rule: SigmaRule = "mean_ed
     # The picture is colour times mask; dividing gives the colour back.
     colors = (sampled[..., :3] / person.clamp(min=0.05)).clamp(0, 1)
     visible = inside & ~torch.stack(hidden) & (facing[..., 0] > FACING) & (person[..., 0] > 0.5)
+    visible &= ~_folded(vertices, source.rest_vertices.float(), tables)
     if source.guessed_faces is not None:
         visible &= ~source.guessed_faces[:, tables.face_ids]
 
@@ -143,6 +144,19 @@ def _hidden(
     hidden = depth > nearest[row, column] + slack
     hidden |= cliff[row, column] & ~tables.inner
     return hidden, (nearest < far).float()[None]
+
+
+def _folded(vertices: Tensor, rest: Tensor, tables: UVTables) -> Tensor:
+    """(B, M) bool: lids that are less than half shut. What the picture shows there is lashes and creases."""
+
+    def area(mesh: Tensor) -> Tensor:
+        edges = mesh[:, tables.faces]
+        first, second = edges[:, :, 1] - edges[:, :, 0], edges[:, :, 2] - edges[:, :, 0]
+        return torch.linalg.cross(first, second, dim=-1).norm(dim=-1).clamp(min=1e-12)
+
+    half = 0.5 * (1 + tables.lids)
+    open_lid = (tables.lids > 1) & (area(vertices) / area(rest) < half)
+    return open_lid[:, tables.face_ids]
 
 
 def _kept(inside: Tensor, tables: UVTables) -> Tensor:

@@ -11,6 +11,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
 from guava.body import EHM, Identity, Pose, Template
+from guava.body.controls import with_units
 from guava.model.texels import uv_texels
 from guava.rendering.mesh import vertex_normals
 
@@ -48,6 +49,12 @@ LIMIT_SLOPE = 2.0
 EYE_SPLIT = 4
 """Gaussians a texel's side on the front of the eyeballs: eyes are small and looked at first."""
 
+LID_SPLIT = 3
+"""The same on the lids, which open eyes fold away and shut ones stretch."""
+
+LID_STRETCH = 1.4
+"""Faces that shutting the eyes makes so many times larger are lids."""
+
 SEAM_SIZE = 1.5
 """Discs beside a seam of the atlas are so much larger, or the seam would show."""
 
@@ -76,6 +83,7 @@ class UVTables(nn.Module):
         mirror, mirrored: (M,) the Gaussian at the left-right mirrored place, and whether there is one.
         limits: (M, 3) metres inwards, outwards and along the surface (:data:`OFFSET_LIMITS`).
         inner: (M,) bool: eyeballs, teeth, tongue, mouth and sockets.
+        lids: (F,) by how much shutting the eyes enlarges a face; 1 where it is not a lid.
         inner_colors: (M, 3) the colours that those start from, 0 elsewhere.
         trunk: (M,) bool: torso and legs, which a photo's lower edge may cut off.
         group: (M,) regions that colours are filled within: torso, arms, hands, scalp, the rest.
@@ -88,7 +96,7 @@ class UVTables(nn.Module):
         self.size = size
         self.uv_count = len(template.uv)
         self.group_count = len(_GROUPS) + 1
-        parts = template.part_names
+        names = template.part_names
         faces = template.faces.long()
         with torch.no_grad():
             rest = EHM(template)(Identity.neutral(template), Pose.rest(template)).rest_vertices[0]
@@ -111,24 +119,28 @@ class UVTables(nn.Module):
         texel = rows * size + columns
         disc = torch.where(border, SEAM_SIZE, 1.0)
 
-        split = _eye_fronts(template, rest, face_ids, barycentrics)
-        if split.any():
-            more_faces, more_barycentrics = _split(face_ids[split], barycentrics[split], jacobian)
-            face_ids = torch.cat([face_ids[~split], more_faces])
-            barycentrics = torch.cat([barycentrics[~split], more_barycentrics])
-            texel = torch.cat([texel[~split], texel[split].repeat_interleave(EYE_SPLIT**2)])
-            disc = torch.cat([disc[~split], torch.full((len(more_faces),), 1 / EYE_SPLIT)])
-        whole = int((~split).sum())
-        first = torch.cat([torch.arange(whole), torch.arange(whole, len(texel), EYE_SPLIT**2)])
+        lids = _lids(template, rest)
+        count = torch.ones(len(face_ids), dtype=torch.long)
+        count[_eye_fronts(template, rest, face_ids, barycentrics)] = EYE_SPLIT
+        count[lids[face_ids] > 1] = LID_SPLIT
+        parts = [_split(n, count == n, face_ids, barycentrics, texel, disc, jacobian) for n in count.unique()]
+        start = torch.tensor([0, *(len(part[0]) for part in parts)]).cumsum(0)
+        steps = [int(n) ** 2 for n in count.unique()]
+        first = torch.cat(
+            [torch.arange(a, b, n) for a, b, n in zip(start[:-1], start[1:], steps, strict=True)]
+        )
+        face_ids, barycentrics, texel, disc = (torch.cat(column) for column in zip(*parts, strict=True))
+        # Lids are sized for shut eyes.
+        disc = disc * lids[face_ids].sqrt()
 
         corners = faces[face_ids]
         position = (rest[corners] * barycentrics[..., None]).sum(1)
         normal = (vertex_normals(rest, faces)[corners] * barycentrics[..., None]).sum(1)
         mirror, mirrored = _mirror(position, normal)
         part = template.face_parts[face_ids]
-        inner = torch.tensor([name in INNER_COLORS for name in parts])
-        colors = torch.tensor([INNER_COLORS.get(name, (0.0, 0.0, 0.0)) for name in parts])
-        group = torch.tensor([_group(name) for name in parts])
+        inner = torch.tensor([name in INNER_COLORS for name in names])
+        colors = torch.tensor([INNER_COLORS.get(name, (0.0, 0.0, 0.0)) for name in names])
+        group = torch.tensor([_group(name) for name in names])
         limits = _vertex_limits(template, rest)
         second = _second_layer(template, position, part, texel, disc, size)
 
@@ -146,8 +158,9 @@ class UVTables(nn.Module):
             "mirrored": mirrored,
             "limits": (limits[corners] * barycentrics[..., None]).sum(1).clamp(min=1e-4),
             "inner": inner[part],
+            "lids": lids,
             "inner_colors": colors[part],
-            "trunk": torch.tensor([name in ("torso", "legs") for name in parts])[part],
+            "trunk": torch.tensor([name in ("torso", "legs") for name in names])[part],
             "group": group[part],
             "second": second,
             "second_texel": texel[second] // size // SECOND_STRIDE * (size // SECOND_STRIDE)
@@ -172,14 +185,45 @@ def _texel_jacobian(template: Template, size: int) -> Tensor:
     return torch.stack([-b1 - b2, b1, b2], -1).float()
 
 
-def _split(face_ids: Tensor, barycentrics: Tensor, jacobian: Tensor) -> tuple[Tensor, Tensor]:
-    """EYE_SPLIT^2 sub-samples of n texels: faces and barycentrics, those of one texel in a row; they may lie
-    a little outside the face."""
-    steps = (torch.arange(EYE_SPLIT) + 0.5) / EYE_SPLIT - 0.5
+def _split(
+    count: Tensor,
+    chosen: Tensor,
+    face_ids: Tensor,
+    barycentrics: Tensor,
+    texel: Tensor,
+    disc: Tensor,
+    jacobian: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``count`` x ``count`` samples for each of the chosen texels, those of one texel in a row; they may
+    lie a little outside the face. The middle one stands for the texel where there is one."""
+    n = int(count)
+    steps = (torch.arange(n) + 0.5) / n - 0.5
     down, right = torch.meshgrid(steps, steps, indexing="ij")
     steps = torch.stack([right.ravel(), down.ravel()], 1)
-    moved = barycentrics[:, None] + torch.einsum("ks,nsb->nkb", steps, jacobian[face_ids])
-    return face_ids.repeat_interleave(EYE_SPLIT**2), moved.reshape(-1, 3)
+    steps = steps[steps.abs().sum(1).argsort(stable=True)]
+    moved = barycentrics[chosen][:, None] + torch.einsum("ks,nsb->nkb", steps, jacobian[face_ids[chosen]])
+    return (
+        face_ids[chosen].repeat_interleave(n * n),
+        moved.reshape(-1, 3),
+        texel[chosen].repeat_interleave(n * n),
+        disc[chosen].repeat_interleave(n * n) / n,
+    )
+
+
+def _lids(template: Template, rest: Tensor) -> Tensor:
+    """(F,) how many times larger shut eyes make a face's area, where that is much; else 1."""
+    shut = with_units(Pose.rest(template), template, {"eyeBlinkLeft": 1.0, "eyeBlinkRight": 1.0})
+    with torch.no_grad():
+        closed = EHM(template)(Identity.neutral(template), shut).vertices[0]
+    faces = template.faces.long()
+
+    def area(vertices: Tensor) -> Tensor:
+        edges = vertices[faces]
+        return torch.linalg.cross(edges[:, 1] - edges[:, 0], edges[:, 2] - edges[:, 0], dim=-1).norm(dim=-1)
+
+    ratio = area(closed) / area(rest).clamp(min=1e-12)
+    skin = torch.tensor([name == "face" for name in template.part_names])[template.face_parts]
+    return torch.where(skin & (ratio > LID_STRETCH), ratio.clamp(max=9.0), 1.0)
 
 
 def _eye_fronts(template: Template, rest: Tensor, face_ids: Tensor, barycentrics: Tensor) -> Tensor:
