@@ -15,8 +15,10 @@ def rest_joints(template: Template, model: LinearModel) -> tuple[Tensor, Tensor,
     They come from the mesh where the template regresses joints, else from the model's arrays.
     """
     if template.regress_joints:
+        used = (model.joint_regressor != 0).any(0)  # a few hundred vertices
+        regressor = model.joint_regressor[:, used].double()
         position, by_shape, by_expression = (
-            torch.einsum("jv,v...->j...", model.joint_regressor.double(), values.double())
+            torch.einsum("jv,v...->j...", regressor, values[used].double())
             for values in (model.v_template, model.shape_dirs, model.expression_dirs)
         )
         return position, by_shape, by_expression

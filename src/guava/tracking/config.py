@@ -43,7 +43,7 @@ class FaceFitConfig:
     jaw_sigma: tuple[float, float, float] = (0.25, 0.04, 0.03)
     """Prior spread of the jaw's turn where its joint opens the mouth, radians: opening, turn, tilt."""
     jaw_limits: tuple[tuple[float, float, float], tuple[float, float, float]] = (
-        (-0.05, -0.2, -0.2),
+        (0.0, -0.2, -0.2),
         (0.8, 0.2, 0.2),
     )
     """Least and greatest turn of the jaw, radians."""

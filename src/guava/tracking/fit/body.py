@@ -208,16 +208,17 @@ def _regressed(template: Template, face: FaceFit, shift_dirs: Tensor) -> tuple[T
         (T, J, 3) joints; (J, 3, S) their directions by body shape; (J, 3) by the hands' relative growth.
     """
     body = template.body
-    regressor = body.joint_regressor.double()
-    dirs = body.shape_dirs.double()
+    used = (body.joint_regressor != 0).any(0)  # a few hundred vertices
+    regressor = body.joint_regressor[:, used].double()
+    dirs = body.shape_dirs[used].double()
     if template.expressive_head:
-        dirs = dirs.clone()
-        blend = template.head_blend.double()[:, None, None]
-        ids = template.head_vertex_ids
-        dirs[ids] += blend * (shift_dirs - dirs[ids])
+        blend = torch.zeros(body.num_vertices, dtype=torch.float64)
+        blend[template.head_vertex_ids] = template.head_blend.double()
+        dirs = dirs + blend[used, None, None] * (shift_dirs - dirs)
     growth = torch.zeros(body.num_vertices, 3, dtype=torch.float64)
     for ids, centre in zip(template.hand_vertex_ids, template.hand_centers.double(), strict=True):
         growth[ids] += body.v_template[ids].double() - centre
+    growth = growth[used]
     model = EHM(template, torch.zeros(1, dtype=torch.long)).requires_grad_(False)
     identity, joints = Identity.neutral(template), []
     if template.expressive_head:

@@ -16,7 +16,8 @@ then, with the body's own shape, expression, jaw and eyes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -305,6 +306,18 @@ class FaceLandmarkModel:
             self.pose_dirs = at(head.pose_dirs[..., columns])
             self.hinged_pose_dirs = at(share[:, None, None] * head.pose_dirs[..., columns])
 
+    def of(self, kept: list[int]) -> FaceLandmarkModel:
+        """The same model of fewer landmarks."""
+        out = copy(self)
+        per_landmark = ("base", "shape_dirs", "expression_dirs", "weights", "eyelid_dirs", "jaw_share")
+        hinged = ("base", "shape_dirs", "expression_dirs", "pose_dirs")
+        if self.jaw_moves:
+            per_landmark += ("pose_dirs", *(f"hinged_{name}" for name in hinged))
+        for name in per_landmark:
+            setattr(out, name, getattr(self, name)[kept])
+        out.eye_weights = self.eye_weights[:, kept]
+        return out
+
     def points(
         self, shape: Tensor, expression: Tensor, jaw: Tensor | None = None, eyelids: Tensor | None = None
     ) -> Tensor:
@@ -420,13 +433,14 @@ def fit_face(
     """
     layout = FACE_LAYOUTS[observation.layout]
     model = FaceLandmarkModel(template, layout.embedding)
+    size, seen = face_size(observation), observation.seen
+    model, layout, observation = _placed_only(model, layout, observation)
     frames, units = observation.points.shape[0], model.expression_dirs.shape[-1]
     jaws, lids = (3 if model.jaw_moves else 0), model.eyelid_dirs.shape[-1]
     jaw_columns = slice(6 + units, 6 + units + jaws)
     lid_columns = slice(jaw_columns.stop, jaw_columns.stop + lids)
     count = lid_columns.stop
-    points, seen = observation.points, observation.seen
-    size = face_size(observation)
+    points = observation.points
     rotation, translation = _initial_pose(model, camera, observation, layout, size)
     weights = landmark_weights(layout, points.shape[1], config) * model.weights
     weights = weights * observation.confidence  # (T, L)
@@ -440,8 +454,7 @@ def fit_face(
             weights[:, list(iris)] = config.detail_weight * seen_iris
     weights = weights.sqrt()
     upper, lower = _gap_indices(layout)
-    placed = (model.weights[upper] > 0) & (model.weights[lower] > 0)
-    gap_weight = (observation.confidence[:, upper] * observation.confidence[:, lower] * placed).sqrt()
+    gap_weight = (observation.confidence[:, upper] * observation.confidence[:, lower]).sqrt()
     gap_spread = _gap_spread(observation, layout, size, config)
 
     every_shape = model.shape_dirs.shape[-1]
@@ -566,6 +579,37 @@ def fit_face(
     return FaceFit(beta, psi, eyes, turn, shift, error, jaw, eyelids)
 
 
+def _placed_only(
+    model: FaceLandmarkModel, layout: FaceLayout, observation: FaceObservation
+) -> tuple[FaceLandmarkModel, FaceLayout, FaceObservation]:
+    """The same without landmarks that have no place on the template (FLAME: three quarters of 478).
+
+    Raises:
+        ValueError: The outer eye corners, which give the scale, are among them.
+    """
+    kept = (model.weights > 0).nonzero()[:, 0].tolist()
+    if len(kept) == len(model.weights):
+        return model, layout, observation
+    new = {old: i for i, old in enumerate(kept)}
+    if not all(corner in new for corner in layout.eye_corners):
+        raise ValueError(f"The landmarks '{layout.embedding}' have no outer eye corners on this template.")
+
+    def renumbered(value):
+        if isinstance(value[0], tuple):
+            return tuple((new[a], new[b]) for a, b in value if a in new and b in new)
+        return tuple(new[i] for i in value if i in new)
+
+    indices = {f.name: getattr(layout, f.name) for f in fields(layout) if f.name != "embedding"}
+    layout = replace(layout, **{name: renumbered(v) if v else v for name, v in indices.items()})
+    observation = replace(
+        observation,
+        points=observation.points[:, kept],
+        confidence=observation.confidence[:, kept],
+        depth=None if observation.depth is None else observation.depth[:, kept],
+    )
+    return model.of(kept), layout, observation
+
+
 def face_size(observation: FaceObservation) -> Tensor:
     """(T,) the outer-eye distance in crop pixels as it would be seen from the front.
 
@@ -642,8 +686,6 @@ def _initial_pose(
         rotation = matrix_to_axis_angle(u @ flip @ vt)
     a, b = layout.eye_corners
     k = camera.intrinsics.double()
-    if not bool(model.weights[[a, b]].min() > 0):
-        raise ValueError(f"The landmarks '{layout.embedding}' have no outer eye corners on this template.")
     depth = k[0, 0] * (model.base[a] - model.base[b]).norm() / size
     shift = torch.stack(
         [(centre[:, 0] - k[0, 2]) / k[0, 0] * depth, -(centre[:, 1] - k[1, 2]) / k[1, 1] * depth, -depth], 1
@@ -678,8 +720,7 @@ def _fit_eyes(
     (T, L, 3) and eye ``joints`` (2, 3) of the neutral-pose head."""
     frames = local.shape[0]
     eyes = torch.zeros(frames, 2, 3, dtype=torch.float64)
-    irises = list(layout.left_iris + layout.right_iris)
-    if not irises or not bool((model.weights[irises] > 0).any()):
+    if not layout.left_iris or not layout.right_iris:
         return eyes
     matrix = axis_angle_to_matrix(turn)
     sides = (layout.left_iris, layout.right_iris)
@@ -702,8 +743,7 @@ def _fit_eyes(
             by_gaze = (matrix[:, None] @ -skew(arm)) @ (spin @ right_jacobian(gaze))[:, None]
             frame_jacobian = torch.zeros(frames, len(index), 2, 4, dtype=torch.float64)
             frame_jacobian[..., 2 * side : 2 * side + 2] = (jacobian @ by_gaze)[..., :2]
-            seen = observation.confidence[:, index] * open_weight[:, side : side + 1]
-            weight = (seen * (model.weights[index] > 0)).sqrt()
+            weight = (observation.confidence[:, index] * open_weight[:, side : side + 1]).sqrt()
             weight = weight / sigma[:, None]
             residual = (pixels - observation.points[:, index]) * weight[..., None]
             _add(
@@ -736,7 +776,10 @@ def _fit_eyes(
 
 
 def _openness(observation: FaceObservation, pairs: tuple[tuple[int, int], ...], size: Tensor) -> Tensor:
-    """(T,) 0 where the lids are shut (the iris is a guess then) to 1 where they are clearly open."""
+    """(T,) 0 where the lids are shut (the iris is a guess then) to 1 where they are clearly open; 1 if no
+    pair of lid points is known."""
+    if not pairs:
+        return torch.ones_like(size)
     a, b = [p[0] for p in pairs], [p[1] for p in pairs]
     gap = (observation.points[:, a] - observation.points[:, b]).norm(dim=-1).mean(1) / size
     return ((gap - 0.03) / 0.04).clamp(0, 1)
