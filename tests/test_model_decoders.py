@@ -90,7 +90,7 @@ def test_template_decoder_is_its_formula(norm):
     assert torch.allclose(out.features, head(decoder.color_layers), atol=1e-12)
     assert torch.allclose(out.opacities, 1 / (1 + torch.exp(-head(decoder.opacity_layers))), atol=1e-12)
     assert torch.allclose(out.scales, 0.3 / (1 + torch.exp(-head(decoder.scale_layers))), atol=1e-12)
-    raw = head(decoder.rotation_layers)
+    raw = head(decoder.rotation_layers).detach()
     for b in range(2):
         for v in range(9):
             for k in range(4):

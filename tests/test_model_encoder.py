@@ -271,6 +271,8 @@ def test_other_multiples_of_a_patch_work_and_nothing_else(encoder):
         ImageEncoder(replace(TINY, image_size=512))
     with pytest.raises(ValueError, match="multiple of 64"):
         build_backbone(channels=100)
+    with pytest.raises(ValueError, match="mean"):
+        ImageEncoder(replace(TINY, global_token="mean"))
     with pytest.raises(ValueError, match="compact"):
         ImageEncoder(EncoderConfig(kind="compact"))
 

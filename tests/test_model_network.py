@@ -34,6 +34,7 @@ from guava.model.network import (
 from guava.model.sampling import (
     face_frames,
     inverse_texture_map,
+    project_ndc,
     sample_features,
     source_fragments,
     visible_faces,
@@ -158,11 +159,12 @@ def test_the_data_flow_step_by_step():
     base = network.uv_base_feature.repeat(2, 1, 1, 1)
     maps = network.uv_decoder(torch.cat([painted, base], 1), code)
     (layer,) = output.uv
-    for n, (row, column) in enumerate(atlas.mask.nonzero().tolist()):
-        assert layer.face_ids[n] == atlas.face_ids[row, column]
-        assert torch.equal(layer.barycentrics[n], atlas.barycentrics[row, column])
-        for name, value in vars(maps).items():
-            assert torch.allclose(getattr(layer, name)[:, n], value[:, :, row, column], atol=1e-4), name
+    places = [(row, column) for row in range(TEXELS) for column in range(TEXELS) if atlas.mask[row, column]]
+    assert layer.face_ids.tolist() == [int(atlas.face_ids[place]) for place in places]
+    assert torch.equal(layer.barycentrics, torch.stack([atlas.barycentrics[place] for place in places]))
+    for name, value in vars(maps).items():
+        expected = torch.stack([value[:, :, row, column] for row, column in places], 1)
+        assert torch.allclose(getattr(layer, name), expected, atol=1e-4), name
 
 
 def test_shapes():
@@ -256,7 +258,7 @@ def test_gradients_of_the_template_branch():
         out = network.template_gaussians(source, f_map2, f_id, code)
         return out.rotations, out.scales, out.opacities, out.features
 
-    assert torch.autograd.gradcheck(call, (f_map2, f_id))
+    assert torch.autograd.gradcheck(call, (f_map2, f_id), fast_mode=True)
 
 
 def test_a_picture_of_another_size_is_refused():
@@ -389,6 +391,8 @@ def test_parts_that_do_not_go_together_are_refused():
     config = tiny_config()
     with pytest.raises(InputError, match="does not go with"):
         build_network(replace(config, uv_branch=replace(config.uv_branch, kind="residual")), tiny_template())
+    with pytest.raises(InputError, match="hidden"):
+        build(replace(config, uv_branch=replace(config.uv_branch, collapsed_texels="hidden")))
     with pytest.raises(InputError, match="second UV layer"):
         build(replace(config, uv_branch=replace(config.uv_branch, second_layer=True)))
 
@@ -541,6 +545,23 @@ def test_inverse_mapping_against_brute_force_ray_casting():
                     if 0 <= i < size and 0 <= j < size:  # zero padding
                         expected += (1 - abs(x - i)) * (1 - abs(y - j)) * features[0, :, j, i].double()
             assert torch.allclose(value.double(), expected, atol=1e-4)
+
+
+def test_projection_is_the_releases_to_the_last_bit():
+    source = source_batch(3, size=518)
+    seen = source.camera.transform(source.vertices)
+    expected = 24 * seen[..., :2] / (seen[..., 2:] + 1e-7)
+    assert torch.equal(project_ndc(source.vertices, source.camera), expected)
+    assert torch.equal(project_ndc(source.vertices, source.camera.resized(512, 512)), expected)
+
+
+def test_projection_of_any_camera():
+    k = torch.tensor([[50.0, 3, 20], [0, 60, 9], [0, 0, 1]], dtype=torch.float64)
+    camera = Camera(torch.eye(4, dtype=torch.float64), k, 40, 30)
+    points = torch.rand(2, 9, 3, dtype=torch.float64) + torch.tensor([-0.5, -0.5, 1])
+    pixels, _ = camera.project(points)
+    expected = 2 * pixels / torch.tensor([40.0, 30]) - 1
+    assert torch.allclose(project_ndc(points, camera), expected, atol=1e-12)
 
 
 def test_back_faces_are_visible_too():

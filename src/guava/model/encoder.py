@@ -40,14 +40,16 @@ class ImageEncoder(nn.Module):
 
     Raises:
         MissingDependencyError: transformers is not installed.
-        ValueError: Another kind, a picture that does not divide into patches, or a width that does not
-            divide into heads.
+        ValueError: Another kind or an unknown token, a picture that does not divide into patches, or a width
+            that does not divide into heads.
     """
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
         if config.kind != "dinov2":
             raise ValueError(f"ImageEncoder is the 'dinov2' encoder, not '{config.kind}'.")
+        if config.global_token not in ("first_patch", "class"):
+            raise ValueError(f"There is no global token '{config.global_token}': 'first_patch' or 'class'.")
         if config.image_size % PATCH:
             raise ValueError(f"image_size {config.image_size} is not a multiple of {PATCH}.")
         self.config = config
@@ -92,14 +94,19 @@ class ImageEncoder(nn.Module):
         height, width = normalized.shape[-2] // PATCH, normalized.shape[-1] // PATCH
         if normalized.shape[-2:] != (height * PATCH, width * PATCH):
             raise ValueError(f"Sides {tuple(normalized.shape[-2:])} are not multiples of {PATCH}.")
-        output = self.backbone(normalized, output_hidden_states=True)
-        states = output.hidden_states  # the embedding, then every block
-        maps = []
-        for block in self.config.pyramid:
-            tokens = self.backbone.layernorm(states[block + 1])
-            maps.append(tokens[:, 1:].transpose(1, 2).unflatten(2, (height, width)))
-        final = output.last_hidden_state
-        return maps, final[:, 0], final[:, 1]
+        # Block by block, because only some blocks' tokens are wanted, and each after the final norm.
+        x = self.backbone.embeddings(normalized)
+        normed = {}
+        for index, block in enumerate(self.backbone.encoder.layer):
+            x = block(x)
+            if index in self.config.pyramid:
+                normed[index] = self.backbone.layernorm(x)
+        maps = [
+            normed[index][:, 1:].transpose(1, 2).unflatten(2, (height, width))
+            for index in self.config.pyramid
+        ]
+        last = normed[max(self.config.pyramid)]
+        return maps, last[:, 0], last[:, 1]
 
 
 def build_backbone(channels: int = 768, blocks: int = 12, image_size: int = 518) -> nn.Module:

@@ -141,6 +141,8 @@ class GuavaNetwork(nn.Module):
         uv = self.config.uv_branch
         texels = uv_texels(template, uv.size)
         carries = texels.mask
+        if uv.collapsed_texels not in ("origin", "drop"):
+            raise InputError(f"Collapsed texels are 'origin' or 'drop', not '{uv.collapsed_texels}'.")
         if uv.collapsed_texels == "drop":
             carries = carries & (texels.barycentrics.sum(-1) > 0)
         tables = {

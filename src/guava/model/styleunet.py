@@ -218,7 +218,7 @@ class StyleGenerator(nn.Module):
 
         The noise is drawn layer by layer in the order of use, (B, 1, H, W) each.
         """
-        maps = self._noise(noise, style, generator)
+        maps = iter(self._noise(noise, style, generator))
         latent = self.style_mlp(style)
         x = self.style_conv1(self.constant_input(latent), latent, next(maps))
         picture = self.to_rgb1(x, latent)
@@ -232,29 +232,31 @@ class StyleGenerator(nn.Module):
             picture = to_rgb(x, latent, picture)
         return picture
 
-    def _noise(self, noise: Noise, like: Tensor, generator: torch.Generator | None):
+    def _noise(
+        self, noise: Noise, like: Tensor, generator: torch.Generator | None
+    ) -> Sequence[Tensor | None]:
         """One map, or None, per styled layer."""
+        batch = like.shape[0]
         if isinstance(noise, str):
-            if noise not in ("off", "random"):
+            if noise == "off":
+                return [None] * len(self.noise_shapes)
+            if noise != "random":
                 raise ValueError(f"Noise is 'off', 'random' or a list of maps, not '{noise}'.")
-            for height, width in self.noise_shapes:
-                if noise == "off":
-                    yield None
-                else:
-                    # In float32 at least, so that half precision sees the same noise.
-                    dtype = torch.promote_types(like.dtype, torch.float32)
-                    shape = (like.shape[0], 1, height, width)
-                    yield torch.empty(shape, dtype=dtype, device=like.device).normal_(generator=generator)
-            return
-        expected = [(1, height, width) for height, width in self.noise_shapes]
+            # In float32 at least, so that half precision sees the same noise.
+            dtype = torch.promote_types(like.dtype, torch.float32)
+            return [
+                torch.empty(batch, 1, h, w, dtype=dtype, device=like.device).normal_(generator=generator)
+                for h, w in self.noise_shapes
+            ]
+        expected = [(1, h, w) for h, w in self.noise_shapes]
         if [tuple(given.shape[1:]) for given in noise] != expected or any(
-            given.shape[0] not in (1, like.shape[0]) for given in noise
+            given.shape[0] not in (1, batch) for given in noise
         ):
             raise ValueError(
-                f"Noise maps must be (1 or {like.shape[0]}, 1, H, W) with the {len(expected)} (H, W) "
+                f"Noise maps must be (1 or {batch}, 1, H, W) with the {len(expected)} (H, W) "
                 f"{list(self.noise_shapes)}, got {[tuple(given.shape) for given in noise]}."
             )
-        yield from noise
+        return noise
 
 
 class ModulatedConv2d(nn.Module):
