@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numba
 import numpy as np
@@ -94,6 +98,65 @@ def machine() -> dict:
         None, "python": platform.python_version(), "torch": torch.__version__, "numba": numba.__version__,
         "numpy": np.__version__,
     }
+
+
+def accelerator(device: torch.device) -> dict:
+    """The device that a benchmark ran on, and what it is driven by."""
+    if device.type != "cuda":
+        return {"device": "cpu"}
+    facts = torch.cuda.get_device_properties(device)
+    try:
+        from importlib.metadata import version
+
+        gsplat = version("gsplat")
+    except ImportError:  # PackageNotFoundError
+        gsplat = None
+    return {
+        "device": facts.name, "device_memory_gb": round(facts.total_memory / 2**30, 1),
+        "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "gsplat": gsplat,
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+    }
+
+
+def peak_memory(device: torch.device) -> dict:
+    """Largest memory so far: of the process (weights, tables and all), and on the device since its last
+    ``torch.cuda.reset_peak_memory_stats``."""
+    import resource
+
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, kilobytes on Linux
+    report = {"peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)}
+    if device.type == "cuda":
+        report["peak_cuda_mb"] = round(torch.cuda.max_memory_allocated(device) / 2**20)
+    return report
+
+
+class Timer:
+    """Synchronised stage times of repeated runs.
+
+    Attributes:
+        runs: Seconds by stage, one entry a run.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.runs: dict[str, list[float]] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Time one stage of one run, the device's work included."""
+        self._wait()
+        start = time.perf_counter()
+        yield
+        self._wait()
+        self.runs.setdefault(stage, []).append(time.perf_counter() - start)
+
+    def medians(self) -> dict[str, float]:
+        """Milliseconds by stage."""
+        return {f"{stage}_ms": median_ms(seconds) for stage, seconds in self.runs.items()}
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
 
 def median_ms(seconds: list[float]) -> float:
