@@ -475,26 +475,44 @@ def plain_head(template: Template) -> Template:
     )
 
 
-@lru_cache(maxsize=4)
 def load_template(name: str = "open") -> Template:
-    """A template by name: "open" is embedded; others are added by their owners with ``guava assets add``.
+    """A template by name: "open" is embedded; "smplx-flame" is made of the user's own SMPL-X and FLAME, which
+    ``guava assets add`` takes.
 
-    "NAME-plain-head" is :func:`plain_head` of the template NAME.
+    "NAME-plain-head" is :func:`plain_head` of the template NAME. A template is read once, as long as its file
+    does not change.
 
     Raises:
-        MissingAssetError: No template of that name is installed.
+        MissingAssetError: No template of that name is installed, or files of the user's are missing for it;
+            each is named, with where its owner offers it.
+        FileFormatError: Its file is damaged.
     """
-    if name.endswith(PLAIN_HEAD):
-        return plain_head(load_template(name.removesuffix(PLAIN_HEAD)))
+    path = _template_file(name.removesuffix(PLAIN_HEAD))
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise MissingAssetError(
+            f"The embedded template is missing ('{path}').", "Reinstall guava-avatar."
+        ) from error
+    return _load(path, state.st_mtime_ns, state.st_size, name.endswith(PLAIN_HEAD))
+
+
+def _template_file(name: str) -> Path:
     if name == "open":
-        if not OPEN_TEMPLATE.is_file():
-            raise MissingAssetError(
-                f"The embedded template is missing ('{OPEN_TEMPLATE}').", "Reinstall guava-avatar."
-            )
-        return read_template(OPEN_TEMPLATE)
-    added = templates_folder() / f"{name}.template"
-    if re.fullmatch(r"[\w-]+", name) and added.is_file():
-        return read_template(added)
+        return OPEN_TEMPLATE
+    if name == "smplx-flame":
+        from guava.body.licensed.store import require_template
+
+        return require_template()
+    path = templates_folder() / f"{name}.template"
+    if re.fullmatch(r"[\w-]+", name) and path.is_file():
+        return path
     raise MissingAssetError(
         f"There is no template named '{name}'.", "'open' is embedded; see: guava assets list"
     )
+
+
+@lru_cache(maxsize=4)
+def _load(path: Path, modified: int, size: int, plain: bool) -> Template:
+    """``modified`` and ``size`` make the cache notice that the file is another one."""
+    return plain_head(_load(path, modified, size, False)) if plain else read_template(path)

@@ -55,7 +55,7 @@ class Expected:
         vertices, faces, joints: Numbers of them.
         directions: Shape and expression directions together.
         parents: The kinematic tree.
-        names: Usual file names, the best first, lower case.
+        names: Usual file names, the best first; upper and lower case do not matter.
         others: Vertex counts of other models, and what they are.
         version: What to get instead of a file with fewer directions.
         owner: Where the owner offers it.
@@ -89,8 +89,8 @@ def find_file(path: Path, expected: Expected) -> Path:
         raise InputError(f"There is no file or folder '{path}'.")
     files = {p.name.lower(): p for p in sorted(path.rglob("*"), reverse=True) if p.is_file()}
     for name in expected.names:
-        if name in files:
-            return files[name]
+        if name.lower() in files:
+            return files[name.lower()]
     hint = f"Usual names: {', '.join(expected.names)}. Or name the file itself."
     archives = [p.name for p in files.values() if p.suffix.lower() == ".zip"]
     if archives:
@@ -178,7 +178,7 @@ def read_model(path: Path, expected: Expected) -> OwnerModel:
         raise _wrong(f"it is {height:.3g} high, not a person's size in metres", path, expected)
 
     def single(array: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(array, dtype=np.float32)
+        return np.array(array, dtype=np.float32, order="C")
 
     return OwnerModel(
         single(v), single(dirs[..., :SHAPES]), single(dirs[..., SHAPES : SHAPES + EXPRESSIONS]), single(pose),

@@ -22,7 +22,7 @@ BODY, HEAD, BODY_FACES, HEAD_FACES = (
     smplx.EXPECTED.vertices, flame.EXPECTED.vertices, smplx.EXPECTED.faces, flame.EXPECTED.faces,
 )  # fmt: skip
 HAND, UV = 778, 11313
-RELEASE = "the assets folder of GUAVA's release (github.com/Pixel-Talk/GUAVA)"
+RELEASE = "the assets folder of the GUAVA authors' release"
 
 Arrays = dict[str, np.ndarray]
 
@@ -34,7 +34,8 @@ class Table:
     Attributes:
         name: What Guava calls it.
         about: What it is for, a noun phrase.
-        files: Usual file names, lower case; several where the table is spread over several files.
+        files: Usual file names, whose case does not matter; several sets where the table is spread over
+            several files.
         owner: Where it is offered.
         read: From those files' paths to arrays.
         required: Whether "smplx-flame" cannot be made without it.
@@ -64,7 +65,7 @@ def _numbers(value: Any, path: Path, shape: tuple[int, ...], what: str) -> np.nd
         raise FileFormatError(f"'{path}' is not {what}: expected numbers of shape {shape}, found {found}.")
     if not np.isfinite(value).all():
         raise FileFormatError(f"'{path}' has values that are not finite.")
-    return np.ascontiguousarray(value, dtype=np.float32)
+    return np.array(value, dtype=np.float32, order="C")
 
 
 def _mapping(path: Path, what: str) -> Mapping:
@@ -206,12 +207,12 @@ def _read_uv(paths: list[Path]) -> Arrays:
 TABLES = (
     Table(
         "flame_ids", "the SMPL-X vertices of FLAME's head",
-        (("smpl-x__flame_vertex_ids.npy", "smplx__flame_vertex_ids.npy"),),
+        (("SMPL-X__FLAME_vertex_ids.npy", "SMPLX__FLAME_vertex_ids.npy"),),
         "https://smpl-x.is.tue.mpg.de (MANO and FLAME vertex indices)", _read_flame_ids,
     ),
     Table(
         "hands", "the SMPL-X vertices of MANO's hands",
-        (("mano_smplx_vertex_ids.pkl",),),
+        (("MANO_SMPLX_vertex_ids.pkl",),),
         "https://smpl-x.is.tue.mpg.de (MANO and FLAME vertex indices)", _read_hands,
     ),
     Table(
@@ -236,7 +237,7 @@ TABLES = (
     ),
     Table(
         "masks", "FLAME's regions (face, scalp, neck, ears)",
-        (("flame_masks.pkl",),),
+        (("FLAME_masks.pkl",),),
         "https://flame.is.tue.mpg.de (FLAME vertex masks)", _read_masks, required=False,
     ),
 )  # fmt: skip
@@ -294,8 +295,8 @@ def _pick(candidates: list[Path], names: tuple[str, ...]) -> Path | None:
             matching = [p for p in candidates if p.suffix.lower() == name[1:]]
             if matching:
                 return matching[0]
-        elif name in by_name:
-            return by_name[name]
+        elif name.lower() in by_name:
+            return by_name[name.lower()]
     return None
 
 

@@ -14,7 +14,7 @@ EXPECTED = Expected(
     joints=5,
     directions=400,
     parents=(-1, 0, 1, 1, 1),
-    names=("generic_model.pkl", "flame2020.pkl", "flame_neutral.pkl", "flame2023.pkl"),
+    names=("generic_model.pkl", "FLAME2020.pkl", "FLAME_NEUTRAL.pkl", "flame2023.pkl"),
     others={
         10475: "SMPL-X (add it with: guava assets add smplx)",
         6890: "SMPL or SMPL+H",

@@ -32,7 +32,7 @@ EXPECTED = Expected(
     joints=55,
     directions=400,
     parents=_BODY_PARENTS + _HAND_PARENTS,
-    names=("smplx_neutral_2020.npz", "smplx_neutral.npz", "smplx_neutral.pkl"),
+    names=("SMPLX_NEUTRAL_2020.npz", "SMPLX_NEUTRAL.npz", "SMPLX_NEUTRAL.pkl"),
     others={
         6890: "SMPL or SMPL+H",
         778: "MANO (a hand)",
