@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from guava.body import Template
+from guava.errors import InputError
 from guava.model.config import GuavaConfig
 from guava.model.lite.frames import SmoothFrames, to_triangle_units
 from guava.model.lite.layers import CompactEncoder, ScaledLinear, UVNet
@@ -75,15 +76,23 @@ class LiteNetwork(nn.Module):
         template: Any template; names of parts that it does not share with ours get cautious limits.
 
     Raises:
-        ValueError: The configuration asks for what this network is not.
+        InputError: The configuration asks for what this network is not.
     """
 
     def __init__(self, config: GuavaConfig, template: Template):
         super().__init__()
         if config.encoder.kind != "compact" or config.uv_branch.kind != "residual":
-            raise ValueError("LiteNetwork needs encoder.kind 'compact' and uv_branch.kind 'residual'.")
+            raise InputError("LiteNetwork needs encoder.kind 'compact' and uv_branch.kind 'residual'.")
         if config.template_branch is not None:
-            raise ValueError("LiteNetwork has no template Gaussians; template_branch must be None.")
+            raise InputError("The lite network has no template Gaussians; template_branch must be None.")
+        if not (config.ablation.uv_gaussians and config.ablation.inverse_mapping):
+            raise InputError(
+                "The lite network is nothing but UV Gaussians from inverse texture mapping.",
+                "Use the preset 'paper' for these ablations.",
+            )
+        if not config.uv_branch.sample_hidden or config.uv_branch.collapsed_texels != "drop":
+            raise InputError("LiteNetwork needs uv_branch.sample_hidden and collapsed_texels 'drop'.")
+        _check_size(config.uv_branch.size)
         self.config = config
         self.template = template
         encoder, branch = config.encoder, config.uv_branch
@@ -107,6 +116,7 @@ class LiteNetwork(nn.Module):
 
     def set_atlas_size(self, size: int) -> None:
         """Run with another atlas from now on; a multiple of 32. The weights stay."""
+        _check_size(size)
         self.tables = uv_tables(self.template, size).to(self.uv_base_feature.device)
 
     def look(self, source: SourceBatch) -> SurfaceView:
@@ -152,18 +162,25 @@ class LiteNetwork(nn.Module):
         atlas = atlas.index_copy(1, tables.texel[first], gathered)
         fine, coarse = self.uv_net(atlas.view(batch, size, size, -1).permute(0, 3, 1, 2), vector)
 
-        frames = view.frames
         head = self.head(_rows(fine)[:, tables.texel])
+        more = None
+        if self.second_head is not None:
+            more = self.second_head(_rows(coarse)[:, tables.second_texel])
+        # Geometry needs single precision, whatever the network runs in.
+        with torch.autocast(inputs.device.type, enabled=False):
+            return self._output(view, head, more)
+
+    def _output(
+        self, view: SurfaceView, head: dict[str, Tensor], more: dict[str, Tensor] | None
+    ) -> NetworkOutput:
+        """What the heads say of layer 1 and (if there is one) layer 2, as Gaussians."""
+        tables, first, frames = self.tables, self.tables.first, view.frames
         raw = self._colors(view, head)
         offsets = _bounded(head["offset"], tables.limits)
         kept = view.kept[..., None]
-        everything = slice(None)
-        layers = [
-            self._layer(frames, everything, offsets, head, raw, OPACITY, frames.spacing, kept),
-        ]
-        if self.second_head is not None:
+        layers = [self._layer(frames, slice(None), offsets, head, raw, OPACITY, frames.spacing, kept)]
+        if more is not None:
             second = tables.second
-            more = self.second_head(_rows(coarse)[:, tables.second_texel])
             moved = offsets[:, second] + SECOND_REACH * torch.tanh(more["offset"])
             layers.append(
                 self._layer(
@@ -171,6 +188,7 @@ class LiteNetwork(nn.Module):
                     SECOND_STRIDE * frames.spacing[:, second], kept[:, second],
                 )
             )
+        batch, size = len(raw), tables.size
         texture = raw.new_zeros(batch, size * size, 3)
         texture = texture.index_copy(1, tables.texel[first], torch.sigmoid(raw[:, first]))
         return NetworkOutput(None, tuple(layers), texture.view(batch, size, size, 3).permute(0, 3, 1, 2))
@@ -242,6 +260,11 @@ class LiteNetwork(nn.Module):
             opacities=torch.sigmoid(head["opacity"] + opacity) * kept,
             features=torch.cat([raw, head["latent"]], -1),
         )
+
+
+def _check_size(size: int) -> None:
+    if size < 32 or size % 32:
+        raise InputError(f"The lite network's atlas must be 32 n texels wide, got {size}.")
 
 
 def _rows(features: Tensor) -> Tensor:

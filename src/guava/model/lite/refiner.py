@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from guava.errors import InputError
 from guava.model.config import GuavaConfig
 from guava.model.lite.layers import ResidualBlock, ScaledConv, upsample
 
@@ -79,8 +80,8 @@ def lite_refiner(config: GuavaConfig) -> LiteRefiner:
     """The refiner of a configuration.
 
     Raises:
-        ValueError: The configuration asks for another kind.
+        InputError: The configuration asks for another kind.
     """
     if config.refiner.kind != "residual":
-        raise ValueError("LiteRefiner needs refiner.kind 'residual'.")
+        raise InputError("LiteRefiner needs refiner.kind 'residual'.")
     return LiteRefiner(config.channels, config.refiner.width, config.refiner.size)

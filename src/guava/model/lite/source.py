@@ -75,6 +75,12 @@ class SurfaceView:
 @torch.no_grad()
 def look(source: SourceBatch, tables: UVTables, sigma_rule: SigmaRule = "mean_edge") -> SurfaceView:
     """Project the surface into the source pictures. May run in a data worker; see :class:`SurfaceView`."""
+    # Pixels and depths need single precision, whatever the network runs in.
+    with torch.autocast(source.image.device.type, enabled=False):
+        return _look(source, tables, sigma_rule)
+
+
+def _look(source: SourceBatch, tables: UVTables, sigma_rule: SigmaRule) -> SurfaceView:
     batch, _, size, _ = source.image.shape
     vertices = source.vertices.float()
     camera = source.camera.to(vertices.device, torch.float32)

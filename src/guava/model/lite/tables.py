@@ -263,19 +263,19 @@ def _vertex_limits(template: Template, rest: Tensor) -> Tensor:
     table = torch.tensor(
         [INNER_LIMIT if n in INNER_COLORS else OFFSET_LIMITS.get(n, OTHER_LIMIT) for n in template.part_names]
     )
-    faces = template.faces.long()
-    limits = torch.full((len(rest), 3), torch.inf)
-    edges = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-    per_face = table[template.face_parts]
-    limits = limits.index_reduce(0, faces.T.ravel(), per_face.repeat(3, 1), "amin")
-    limits = torch.where(limits.isfinite(), limits, torch.tensor(INNER_LIMIT))
-    grow = LIMIT_SLOPE * (rest[edges[:, 0]] - rest[edges[:, 1]]).norm(dim=-1, keepdim=True)
+    faces = template.faces.numpy()
+    limits = np.full((len(rest), 3), np.inf, np.float32)
+    for corner in range(3):
+        np.minimum.at(limits, faces[:, corner], table[template.face_parts].numpy())
+    limits[~np.isfinite(limits)] = INNER_LIMIT[0]
+    start, end = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]).T
+    grow = LIMIT_SLOPE * (rest[start] - rest[end]).norm(dim=-1, keepdim=True).numpy()
     while True:
-        before = limits
-        for one, other in ((0, 1), (1, 0)):
-            limits = limits.index_reduce(0, edges[:, one], limits[edges[:, other]] + grow, "amin")
-        if torch.equal(before, limits):
-            return limits
+        before = limits.copy()
+        np.minimum.at(limits, start, limits[end] + grow)
+        np.minimum.at(limits, end, limits[start] + grow)
+        if np.array_equal(before, limits):
+            return torch.from_numpy(limits)
 
 
 def _second_layer(
