@@ -221,6 +221,13 @@ def _export(action: Export) -> None:
         progress("writing", 0, 1)
         write_official(weights, action.output)
     say(f"{action.output} ({_megabytes(action.output.stat().st_size)})")
+    if weights.preset != "official":
+        warn(
+            [
+                f"These weights are of the preset '{weights.preset}', but the authors' code computes as the "
+                "preset 'official' does (docs/network.md): it will not show what they were trained for."
+            ]
+        )
     say(
         "It has the authors' keys without body arrays: their loader, which is not strict, keeps those that "
         "it builds from its own asset folder."

@@ -45,7 +45,7 @@ def read_torch_file(path: str | os.PathLike, *, what: str = "checkpoint") -> Any
             raise FileFormatError(f"'{path}' is a program (TorchScript), not a {what}.")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about dialects of pickle: not the reader's doing
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+            return torch.load(str(path), map_location="cpu", weights_only=True, mmap=archive)
     except pickle.UnpicklingError as error:
         if found := re.search(r"(?:GLOBAL|Unsupported global|Unsupported class) ([\w.]+)", str(error)):
             raise FileFormatError(
