@@ -22,6 +22,7 @@ from guava.body.template import PLAIN_HEAD
 from guava.container import read_container, write_container
 from guava.errors import FileFormatError, TemplateMismatchError
 from guava.motion.motion import Motion
+from guava.motion.viewpoint import is_frontal
 
 MOTION_KIND, MOTION_VERSION = "motion", 1
 
@@ -51,11 +52,13 @@ def load_motion(path: str | os.PathLike) -> Motion:
     """Read a motion file, or the motion in a tracked file.
 
     Where the file's translation is absolute (``absolute_translation``: tracked files), the place of the
-    first valid frame is subtracted.
+    first valid frame is subtracted. Of a tracked file whose camera is not the frontal one, the motion is told
+    as the frontal one would have seen it.
 
     Raises:
         InputError: There is no such file.
         FileFormatError: The file is damaged, of another kind, or newer than this software.
+        MissingAssetError: The template of a tracked file with other cameras is not installed.
     """
     tensors, header = read_container(path, MOTION_KIND, MOTION_VERSION)
     try:
@@ -71,6 +74,12 @@ def load_motion(path: str | os.PathLike) -> Motion:
         raise FileFormatError(f"'{path}' is not a complete motion file ({error}).") from error
     if problem:
         raise FileFormatError(f"'{path}' is not a usable motion: {problem}")
+    cameras = tensors.get("tracking.camera.world_to_camera")
+    if cameras is not None and not is_frontal(cameras):
+        from guava.motion.keypoints import motion_of
+        from guava.tracking.file import load_tracked
+
+        return motion_of(load_tracked(path))
     if header.get("absolute_translation", False):
         place = pose.translation[int(motion.valid.nonzero()[0])]
         motion = replace(motion, pose=replace(pose, translation=pose.translation - place))

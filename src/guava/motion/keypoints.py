@@ -83,13 +83,19 @@ def track_keypoints(
 
 
 def motion_of(tracked: TrackedSequence, template: Template | None = None) -> Motion:
-    """The motion in a tracked sequence; translation counts from the first valid frame."""
+    """The motion in a tracked sequence, as the frontal camera would have seen it; translation counts from the
+    first valid frame."""
     from dataclasses import replace
 
+    from guava.motion.viewpoint import FRONTAL, is_frontal, root_joint, seen_from
+
     template = template or template_for(tracked.template_hash, tracked.template_name)
-    place = tracked.pose.translation[int(tracked.valid.nonzero()[0])]
+    pose, cameras = tracked.pose, tracked.camera.world_to_camera
+    if not is_frontal(cameras):
+        pose = seen_from(pose, cameras, FRONTAL, root_joint(tracked.identity, template))
+    place = pose.translation[int(tracked.valid.nonzero()[0])]
     return Motion(
-        pose=replace(tracked.pose, translation=tracked.pose.translation - place),
+        pose=replace(pose, translation=pose.translation - place),
         fps=tracked.fps,
         timestamps=tracked.timestamps,
         valid=tracked.valid,
