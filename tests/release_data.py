@@ -168,11 +168,11 @@ def write_single(
     (folder / "id_share_params.pkl").write_bytes(pickled(person, core=core))
     info = {name: {"frames_num": frames, "frames_keys": list(tracking)}}
     (folder / "videos_info.json").write_text(json.dumps(info))
-    entries = {}
+    entries, original = {}, encoded(np.zeros((ORIGINAL[1], ORIGINAL[0], 3), np.uint8))
     for i, key in enumerate(tracking):
         image, mask = pictures(i, size)
         entries |= {f"{key}/body_image": encoded(image), f"{key}/body_mask": encoded(mask)}
-        entries[f"{key}/ori_image"] = encoded(np.zeros((ORIGINAL[1], ORIGINAL[0], 3), np.uint8))
+        entries[f"{key}/ori_image"] = original
     write_lmdb(folder / "img_lmdb", entries | changes)
     return tracking, person
 

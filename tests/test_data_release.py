@@ -184,6 +184,15 @@ def test_a_foreign_file_is_no_lmdb(tmp_path):
         ReleaseImages(tmp_path / "nothing")
 
 
+def test_a_copy_that_was_cut_off_is_refused(tmp_path):
+    """LMDB itself would read beyond the file's end, which kills the process."""
+    made.write_single(tmp_path, 3)
+    data = tmp_path / "img_lmdb" / "data.mdb"
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    with pytest.raises(FileFormatError, match="is cut off"):
+        open_release_dataset(tmp_path).clip().image("frame_000002")
+
+
 def test_readers_of_one_folder_share_it(single):
     folder = single[0] / "img_lmdb"
     first, second = ReleaseImages(folder), ReleaseImages(folder)
@@ -275,6 +284,34 @@ def test_a_damaged_json_is_one_sentence(tmp_path):
     (tmp_path / "videos_info.json").write_text("{")
     with pytest.raises(FileFormatError, match="videos_info.json' is damaged or not JSON"):
         open_release_dataset(tmp_path)
+
+
+JUNK = [None, 0, "x", b"", [], {}, np.zeros(0), np.array("x"), np.array([None], object), {1: 2}, np.nan, True]
+JUNK += [np.full(63, 1e300), 10**400, np.zeros(63, complex), np.array(["1"] * 63)]
+
+
+PLACES = ["", "smplx_coeffs", "smplx_coeffs/body_pose", "body_crop/M_o2c-hd"]
+PLACES += ["head_crop", "left_hand_crop/M_c2o", "dwpose_rlt/scores"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_wrong_types_damage_a_frame_at_most(tmp_path, template, place):
+    where = tuple(place.split("/")) if place else ()
+    tracking, _ = made.write_single(tmp_path, len(JUNK) + 1)
+    for junk, entry in zip(JUNK, list(tracking.values())[1:], strict=True):
+        for key in where[:-1]:
+            entry = entry[key]
+        if where:
+            entry[where[-1]] = junk
+    if not where:
+        tracking |= dict(zip(list(tracking)[1:], JUNK, strict=True))
+    (tmp_path / "optim_tracking_ehm.pkl").write_bytes(made.pickled(tracking))
+    dataset = open_release_dataset(tmp_path)
+    needed = where[:1] in ((), ("smplx_coeffs",), ("body_crop",))
+    assert len(dataset.check()) == (len(JUNK) if needed else 0)
+    tracked = to_tracked_sequence(dataset.clip(), template)
+    assert int(tracked.valid.sum()) == (1 if needed else len(JUNK) + 1)
+    assert tracked.pose.joints.isfinite().all() and tracked.camera.world_to_camera.isfinite().all()
 
 
 # --- to our records -----------------------------------------------------------------------------------------

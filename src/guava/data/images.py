@@ -38,6 +38,12 @@ def _environment(folder: str) -> Any:
             opened = lmdb.open(folder, readonly=True, lock=False, readahead=False, create=False, max_dbs=0)
         except (lmdb.Error, OSError) as error:
             raise FileFormatError(f"'{folder}' is no LMDB folder, or damaged ({error}).") from error
+        # LMDB maps the file into memory: reading beyond its end would kill the process.
+        needed = (opened.info()["last_pgno"] + 1) * opened.stat()["psize"]
+        size = os.path.getsize(os.path.join(folder, "data.mdb"))
+        if size < needed:
+            opened.close()
+            raise FileFormatError(f"'{folder}/data.mdb' is cut off: {size:,} of {needed:,} bytes are there.")
         _environments[folder] = (os.getpid(), opened)
         return opened
 

@@ -347,15 +347,24 @@ def _get(entry: Any, *path: str) -> Any:
     return entry
 
 
-def _array(value: Any, size: int) -> np.ndarray | None:
-    """A flat float64 array of ``size`` finite numbers, whatever ones its shape has; None otherwise."""
-    if value is None or isinstance(value, (str, bytes, dict)):
-        return None
+def _numbers(value: Any) -> np.ndarray:
+    """A flat float64 array of real numbers that single precision can hold; empty if it is anything else."""
     try:
-        array = np.asarray(value, np.float64).reshape(-1)
-    except (TypeError, ValueError):
+        array = np.asarray(value)
+        if array.dtype.kind not in "biufO":
+            return np.zeros(0)
+        array = array.astype(np.float64).reshape(-1)
+    except (TypeError, ValueError, OverflowError):
+        return np.zeros(0)
+    return array if (np.abs(array) < np.finfo(np.float32).max).all() else np.zeros(0)
+
+
+def _array(value: Any, size: int) -> np.ndarray | None:
+    """``size`` numbers, whatever ones their shape has; None if it is anything else."""
+    if value is None:
         return None
-    return array if array.size == size and np.isfinite(array).all() else None
+    array = _numbers(value)
+    return array if array.size == size else None
 
 
 def _read_frame(entry: Any, row: int, values: dict[str, np.ndarray]) -> str:
@@ -387,14 +396,10 @@ def _identity(entry: Any, where: str) -> ReleaseIdentity:
         raise FileFormatError(f"{where} has no identity parameters.")
     out = {}
     for name, size in _IDENTITY_FIELDS.items():
-        value = entry.get(name)
-        try:
-            array = np.asarray(value, np.float32).reshape(-1)
-        except (TypeError, ValueError):
-            array = np.zeros(0, np.float32)
-        if array.size < size or array.size % size or not np.isfinite(array[:size]).all():
+        array = _numbers(entry.get(name))
+        if array.size < size or array.size % size:
             raise FileFormatError(f"{where}: {name} is missing, damaged or not {size} numbers.")
-        out[name] = array[:size]
+        out[name] = array[:size].astype(np.float32)
     out["joints_offset"] = out["joints_offset"].reshape(55, 3)
     return ReleaseIdentity(**out)
 
