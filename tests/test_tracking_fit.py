@@ -54,8 +54,9 @@ def made_pose(template, frames=1, seed=0):
     return pose
 
 
-def detect(template, identity, pose, layout="mediapipe"):
-    """What a perfect detector would see."""
+def detect(template, identity, pose, layout="mediapipe", offsets=True):
+    """What a perfect detector would see; without ``offsets`` its points lie on the joints themselves."""
+    shift = 1.0 if offsets else 0.0
     camera = Camera.frontal(SIZE)
     with torch.no_grad():
         out = EHM(template)(identity, pose)
@@ -77,7 +78,8 @@ def detect(template, identity, pose, layout="mediapipe"):
         world = np.zeros((len(body), 3))
         for name, index in BODY_POINTS[body_layout].items():
             joint = template.joint(name)
-            point = out.joints[t, joint].double() + transforms[t, parents[joint]] @ body_offset(name)
+            aside = shift * body_offset(name)
+            point = out.joints[t, joint].double() + transforms[t, parents[joint]] @ aside
             body[index] = camera.project(point[None].float())[0][0].numpy()
             sure[index] = 1
             world[index] = out.joints[t, joint].numpy() * [1, -1, -1]
@@ -86,7 +88,7 @@ def detect(template, identity, pose, layout="mediapipe"):
         for side in ("left", "right"):
             points = []
             for n, joint in enumerate(finger_joints(template, side)):
-                offset = hand_offsets(side)[n]
+                offset = shift * hand_offsets(side)[n]
                 if joint >= 0:
                     carrier = joint if n == 0 else parents[joint]
                     points.append(out.joints[t, joint].double() + transforms[t, carrier] @ offset)
