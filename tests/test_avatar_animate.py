@@ -247,6 +247,56 @@ def test_commands_show_a_networks_avatar(folder, monkeypatch, capsys):
     assert "nobody.weights" in capsys.readouterr().err
 
 
+def test_cameras_from_everywhere(folder, monkeypatch):
+    import json
+
+    import numpy as np
+    from PIL import Image
+
+    monkeypatch.chdir(folder)
+    base = ["render", "a.guava", "--size", "64"]
+    assert main([*base, "-o", "photo.png"]) == 0
+    assert main([*base, "-o", "round.png", "--frame", "round"]) == 0
+    assert main([*base, "-o", "back.png", "--frame", "round", "--yaw", "180"]) == 0
+    assert main([*base, "-o", "top.png", "--frame", "round", "--pitch", "90"]) == 0
+    assert main([*base, "-o", "body.png", "--frame", "body"]) == 0
+    drawn = {p.stem: np.asarray(Image.open(p), float) for p in folder.glob("*.png")}
+    inked = {name: (picture < 250).any(-1) for name, picture in drawn.items()}
+    for name in ("round", "back", "top", "body"):
+        border = np.concatenate([inked[name][0], inked[name][:, 0], inked[name][:, -1]])
+        assert inked[name].mean() > 0.02 and border.mean() < 0.05, name
+    # From behind, the silhouette is the mirrored one.
+    mirrored = inked["back"][:, ::-1]
+    overlap = (inked["round"] & mirrored).sum() / (inked["round"] | mirrored).sum()
+    assert overlap > 0.8, overlap
+
+    monkeypatch.setattr("guava.avatar.views.RELEASE_STATIC_FRAMES", 3)
+    assert main([*base, "--turntable", "o.mp4", "--orbit", "official"]) == 0
+    assert (
+        main(
+            [
+                "animate",
+                "a.guava",
+                "--motion",
+                "idle",
+                "--seconds",
+                "0.1",
+                "--size",
+                "64",
+                "--orbit",
+                "official",
+                "--coarse",
+                "-o",
+                "m.mp4",
+            ]
+        )
+        == 0
+    )
+    beside = json.loads((folder / "m.mp4.json").read_text())
+    assert beside["settings"]["orbit"] == "official" and beside["frames"] == 3
+    assert main(["render", "a.guava", "-o", "x.png", "--over", "photo.png", "--frame", "body"]) == 2
+
+
 def test_baseline_refuses_what_is_for_networks(template, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     save_avatar(small_avatar(template), "plain.guava")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_network import CHANNELS, SIDE, Scene, scene, tiny_config
 
-from guava.avatar import RefinerReference, load_avatar, save_avatar
+from guava.avatar import Animator, RefinerReference, load_avatar, save_avatar
 from guava.avatar.gaussians import BindingKind
 from guava.body import EHM, load_template
 from guava.errors import GuavaError, InputError, MissingAssetError, NoPersonError, TemplateMismatchError
@@ -298,6 +298,37 @@ def test_wrong_inputs(generator, weights, template, shot):
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="CUDA.*--device cpu"):
             Generator(weights, template, device="cuda")
+
+
+def test_a_whole_body_needs_no_crop(template):
+    far = scene(template, whole=True)
+    pixels, _ = far.tracked.camera[0].project(far.body.vertices[0])
+    assert ((pixels > 2) & (pixels < 126)).all(), "head to feet are in the picture"
+    made = reconstruct(
+        far.photo,
+        far.tracked,
+        model="lite",
+        weights="random:0",
+        network=tiny_config("lite"),
+        matting="tracker",
+    )
+    legs = template.part("legs")[made.gaussians.anchor.long()]
+    assert legs.sum() > 50 and made.gaussians.observed[legs].float().mean() > 0.25
+    assert (made.gaussians.opacities[legs] > 0.5).float().mean() > 0.4
+
+    # It stands where the picture has it, and lifts a leg.
+    animator = Animator(made, template, coarse=True)
+    pose = made.source.pose
+    standing, photo = animator.render(pose), torch.from_numpy(far.photo.pixels).float() / 255
+    small = torch.nn.functional.avg_pool2d(photo.permute(2, 0, 1), 2).permute(1, 2, 0)
+    solid = standing[..., 3] > 0.9
+    assert (standing[..., :3] - small)[solid].abs().mean() < 0.08
+    lifted = replace(pose, joints=pose.joints.clone())
+    lifted.joints[0, template.joint("left_hip"), 2] = 0.7
+    moved = (animator.render(lifted)[..., 3] - standing[..., 3]).abs()
+    rows = moved.amax(1) > 0.5
+    hips = far.tracked.camera[0].project(far.body.joints[0, :1])[0][0, 1]
+    assert rows.any() and int(rows.nonzero()[0, 0]) > hips - 5
 
 
 # --- ablations (Tab. 4) ---

@@ -75,9 +75,11 @@ class Scene:
     colors: Tensor
 
 
-def scene(template: Template) -> Scene:
-    """Half figure on grey."""
+def scene(template: Template, *, whole: bool = False) -> Scene:
+    """Half figure on grey, or the whole body from head to feet."""
     identity, pose, camera = Identity.neutral(template), standing_pose(template), Camera.frontal(128)
+    if whole:
+        pose = replace(pose, translation=torch.tensor([[0.0, 0.1, -26.0]]))
     ehm = EHM(template)
     with torch.no_grad():
         body, rest = ehm(identity, pose), ehm(identity, Pose.rest(template)).vertices[0]

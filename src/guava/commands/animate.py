@@ -46,6 +46,11 @@ class Config:
     """Degrees that the camera moves to its right, round the head."""
     pitch: float = 0.0
     """Degrees that the camera moves up."""
+    orbit: Literal["none", "round", "official"] = "none"
+    """Also move the camera: "round" once round the person; "official" swings in front of them as in the
+    videos of the paper's authors, once in 120 frames."""
+    frame: Literal["photo", "round", "body"] = "photo"
+    """What the video holds; as in guava render."""
     background: str = "white"
     """white, black, grey, green, or #rrggbb."""
     arms: Literal["auto", "motion", "photo", "left", "right"] = "auto"
@@ -96,6 +101,8 @@ def run(config: Config) -> None:
         pitch=config.pitch,
         background=background,
         animator=animator,
+        orbit=config.orbit,
+        frame=config.frame,
     )
     count = performance.pose.joints.shape[0]
     write_sidecar(
@@ -222,25 +229,37 @@ def render_video(
     background: tuple[float, float, float] = (1.0, 1.0, 1.0),
     description: str = "animate",
     animator: Animator | None = None,
+    orbit: str = "none",
+    frame: str = "photo",
 ) -> float:
-    """Render and encode, frame by frame; returns frames a second. ``animator`` is made without it."""
+    """Render and encode, frame by frame; returns frames a second. ``animator`` is made without it; ``orbit``
+    and ``frame`` are those of :class:`Config`."""
     from guava.avatar import Animator, over
-    from guava.avatar.framing import framing, pivot, samples, view_from
+    from guava.avatar.framing import framing, pivot, samples
+    from guava.avatar.views import RELEASE_DYNAMIC_FRAMES, avatar_release_orbit, turntable
+    from guava.avatar.views import orbit as orbited
+    from guava.commands.render import frame_view
     from guava.photo import VideoWriter
 
     animator = animator or Animator(avatar, template)
-    camera = framing(avatar, template, size, poses=performance.pose, hands=performance.arms)
-    if yaw or pitch:
-        camera = view_from(camera, yaw, pitch, pivot(avatar, template))
     count = performance.pose.joints.shape[0]
+    if frame == "photo":
+        camera = framing(avatar, template, size, poses=performance.pose, hands=performance.arms)
+        center = pivot(avatar, template)
+    else:
+        camera, center = frame_view(animator, template, performance.pose[:1], size, frame)
+    camera = orbited(camera, center, yaw, pitch)
+    if orbit == "official":
+        period = RELEASE_DYNAMIC_FRAMES
+        views = [avatar_release_orbit(avatar, template, period, t).resized(size, size) for t in range(period)]
+    else:
+        views = list(turntable(camera, center, count)) if orbit == "round" else [camera]
     with VideoWriter(output, performance.fps, (size, size)) as writer:
         with bar(range(count), desc=description, unit="frame") as frames:
             for t in frames:
-                writer.write(
-                    over(
-                        animator.render(performance.pose[t : t + 1], camera, samples(camera)), background
-                    ).numpy()
-                )
+                view = views[t % len(views)]
+                drawn = animator.render(performance.pose[t : t + 1], view, samples(view))
+                writer.write(over(drawn, background).numpy())
             rate = count / max(frames.format_dict["elapsed"], 1e-9)
     warn(writer.notes)
     return rate

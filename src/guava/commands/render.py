@@ -13,9 +13,11 @@ from guava.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
     from guava.avatar import Animator, Avatar
     from guava.body import Pose, Template
+    from guava.camera import Camera
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Config:
         guava render me.guava --over me.jpg -o check.png
 
         guava render me.guava --turntable round.mp4
+
+        guava render me.guava --yaw 150 --pitch 40 --frame round -o behind.png
     """
 
     avatar: tyro.conf.Positional[Path]
@@ -62,6 +66,12 @@ class Config:
     """Also, or instead of -o, write a video (.mp4) in which the camera goes once round the person."""
     seconds: float = 6.0
     """Length of the turntable."""
+    orbit: Literal["round", "official"] = "round"
+    """How the turntable's camera goes: "round" once round the person; "official" swings in front of them as
+    in the videos of the paper's authors (360 frames, whatever --seconds says)."""
+    frame: Literal["photo", "round", "body"] = "photo"
+    """What the picture holds: "photo" what the photo showed, from where it was taken; "round" the same, with
+    room for every side and angle; "body" the whole body, what nobody saw included."""
     weights: str | None = None
     """Name or file of the weights that the avatar was made with, if they are not installed by that name."""
     coarse: bool = False
@@ -90,8 +100,10 @@ def run(config: Config) -> None:
     if not 16 <= config.size <= 4096:
         raise InputError(f"--size {config.size} is outside 16 to 4096.")
     background = (1.0, 1.0, 1.0) if clear else parse_color(config.background)
-    if config.over and (config.yaw or config.pitch):
-        raise InputError("--over draws from where the photo was taken.", "Leave out --yaw and --pitch.")
+    if config.over and (config.yaw or config.pitch or config.frame != "photo"):
+        raise InputError(
+            "--over draws from where the photo was taken.", "Leave out --yaw, --pitch and --frame."
+        )
     avatar, template = open_avatar(config.avatar, config.template)
     animator = open_animator(avatar, template, config)
     pose = find_pose(config.pose, config.time, avatar, template, config.arms)
@@ -111,6 +123,8 @@ def run(config: Config) -> None:
             seconds=config.seconds,
             background=background,
             animator=animator,
+            orbit=config.orbit,
+            frame=config.frame,
         )
         write_sidecar(config.turntable, "render", config, **facts)
         say(f"{config.turntable}")
@@ -120,7 +134,8 @@ def _picture(
     config: Config, animator: Animator, template: Template, pose: Pose, background: tuple, clear: bool
 ) -> None:
     from guava.avatar import over
-    from guava.avatar.framing import framing, pivot, samples, view_from
+    from guava.avatar.framing import samples
+    from guava.avatar.views import orbit
     from guava.photo import load_photo, save_image
 
     avatar = animator.avatar
@@ -131,11 +146,34 @@ def _picture(
             warn([f"'{photo.name}' is not the very file that the avatar was made from ('{made_from}')."])
         save_image(config.output, draw_over(photo.pixels, animator, pose))
         return
-    camera = framing(avatar, template, config.size, poses=None if config.pose == "source" else pose)
+    poses = None if config.pose == "source" else pose
+    camera, center = frame_view(animator, template, pose, config.size, config.frame, poses)
     if config.yaw or config.pitch:
-        camera = view_from(camera, config.yaw, config.pitch, pivot(avatar, template))
+        camera = orbit(camera, center, config.yaw, config.pitch)
     drawn = animator.render(pose, camera, samples(camera))
     save_image(config.output, drawn.numpy() if clear else over(drawn, background).numpy())
+
+
+def frame_view(
+    animator: Animator, template: Template, pose: Pose, size: int, frame: str, poses: Pose | None = None
+) -> tuple[Camera, Tensor]:
+    """A camera in front of the person, and the point (3,) that it goes round.
+
+    Args:
+        animator: Of the avatar.
+        template: The avatar's.
+        pose: B = 1: what will be seen.
+        size: Side of the picture in pixels.
+        frame: "photo", "round" or "body", see :class:`Config`.
+        poses: B = T: whose hands must be in the frame "photo".
+    """
+    from guava.avatar.framing import framing, pivot
+    from guava.avatar.views import orbit_framing
+
+    avatar = animator.avatar
+    if frame == "photo":
+        return framing(avatar, template, size, poses=poses), pivot(avatar, template)
+    return orbit_framing(avatar, animator.pose(pose).means.cpu(), size, whole=frame == "body")
 
 
 def draw_over(pixels: np.ndarray, animator: Animator, pose: Pose) -> np.ndarray:
@@ -216,19 +254,27 @@ def render_turntable(
     background=(1.0, 1.0, 1.0),
     description: str = "turntable",
     animator: Animator | None = None,
+    orbit: str = "round",
+    frame: str = "photo",
 ) -> None:
-    """A video in which the camera goes once round the person, in one pose, starting at the photo's view."""
+    """A video in which the camera moves and the pose does not; ``orbit`` and ``frame`` as in
+    :class:`Config`."""
     from guava.avatar import Animator, over
-    from guava.avatar.framing import framing, pivot, samples, view_from
+    from guava.avatar.framing import samples
+    from guava.avatar.views import RELEASE_STATIC_FRAMES, avatar_release_orbit, turntable
     from guava.photo import VideoWriter
 
     if seconds <= 0:
         raise InputError(f"--seconds {seconds:g} is not a length.")
     animator = animator or Animator(avatar, template)
-    camera, center = framing(avatar, template, size), pivot(avatar, template)
-    count = max(2, round(seconds * fps))
+    if orbit == "official":
+        count = RELEASE_STATIC_FRAMES
+        views = (avatar_release_orbit(avatar, template, count, t).resized(size, size) for t in range(count))
+    else:
+        count = max(2, round(seconds * fps))
+        camera, center = frame_view(animator, template, pose, size, frame)
+        views = turntable(camera, center, count, pitch)
     with VideoWriter(output, fps, (size, size)) as writer:
-        for t in bar(range(count), desc=description, unit="frame"):
-            view = view_from(camera, 360 * t / count, pitch, center)
+        for view in bar(views, desc=description, unit="frame", total=count):
             writer.write(over(animator.render(pose, view, samples(view)), background).numpy())
     warn(writer.notes)
