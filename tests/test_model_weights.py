@@ -228,6 +228,8 @@ def test_names(home):
     save_weights(made())
     with pytest.raises(MissingAssetError, match="Installed: mine.*guava weights import"):
         load_weights("official")
+    with pytest.raises(InputError, match="'folder/best.pt' is a torch file.*guava weights import"):
+        load_weights("folder/best.pt")
     with pytest.raises(MissingAssetError, match="are others"):
         load_weights("mine:0123")
 

@@ -3,6 +3,7 @@
 import argparse
 import os
 import pickle
+import re
 import zipfile
 from dataclasses import replace
 
@@ -191,22 +192,50 @@ def test_sizes_come_from_its_config(tmp_path):
     assert take(save(tmp_path / "b.pt", document)).config == tiny_config()
 
 
+def test_a_larger_architecture_by_its_config(tmp_path):
+    config = replace(tiny_config(), uv_branch=replace(tiny_config().uv_branch, size=32), channels=16)
+    document = checkpoint(config, TINY_VERTICES)
+    assert take(save(tmp_path / "a.pt", document)).config == config
+    document["meta_cfg"] = {"unknown": 1}
+    with pytest.raises(FileFormatError) as error:
+        take(save(tmp_path / "a.pt", document))
+    assert "vertex_gs_decoder.color_layers.2.weight is 16x128 instead of 32x128" in str(error.value)
+    assert "uv_base_feature is 3x32x32 instead of 3x16x16" in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [
-        ("uvmap_size", 32, "another shape"),
-        ("color_dim", 16, "color_layers.2.weight is 32x128 instead of 16x128"),
-        ("color_dim", "many", "color_dim .* is 'many', not a number"),
-        ("color_dim", 3.5, "not a whole number"),
-        ("add_teeth", False, "trained with add_teeth = False"),
-        ("sh_degree", 3, "trained with sh_degree = 3"),
+        ("uvmap_size", 32, "contradict its tensors"),
+        ("image_size", 300, "contradict its tensors"),
+        ("image_size", 0, "contradict its tensors"),
+        ("color_dim", -3, "contradict its tensors"),
+        ("feature_img_size", 30, "contradict its tensors"),
+        ("prj_out_dim", 6.5, "which was not used"),
+        ("color_dim", "many", "color_dim = 'many', which was not used"),
+        ("color_dim", [32, 32], "which was not used"),
+        ("opacity_threshold", float("nan"), "which was not used"),
+        ("add_teeth", False, "add_teeth = False; this network always has True"),
+        ("sh_degree", 3, "sh_degree = 3; this network always has 0"),
+        ("invtanfov", [24, 12.5], "invtanfov = \\[24, 12.5\\]"),
     ],
 )
-def test_another_architecture_by_its_config(tmp_path, name, value, told):
+def test_what_its_config_says_besides_becomes_a_note(tmp_path, name, value, told):
     document = tiny()
     document["meta_cfg"]["MODEL"][name] = value
-    with pytest.raises(FileFormatError, match=told):
-        take(save(tmp_path / "a.pt", document))
+    weights = take(save(tmp_path / "a.pt", document))
+    assert weights.config == tiny_config()
+    (note,) = weights.provenance["notes"]
+    assert re.search(told, note)
+
+
+def test_a_setting_stated_twice_must_agree(tmp_path):
+    document = tiny()
+    document["meta_cfg"]["DATASET"] = {"opacity_threshold": 0.001, "invtanfov": [24.0, 24]}
+    assert take(save(tmp_path / "a.pt", document)).provenance["notes"] == []
+    document["meta_cfg"]["DATASET"]["opacity_threshold"] = 0.7
+    weights = take(save(tmp_path / "a.pt", document))
+    assert weights.config == tiny_config() and "0.001, 0.7" in weights.provenance["notes"][0]
 
 
 # --- strictness ---

@@ -88,7 +88,7 @@ LICENCE = (
 # What the network holds but never uses, by its official keys.
 _UNUSED = (".stylegan_decoder.noises.", "dino_encoder.refinenet.0.resConfUnit1.", "dino_model.mask_token")
 
-# Names in the release's config -> fields here. The first of a name found in meta_cfg counts.
+# Names in the release's config -> fields here.
 _META: dict[str, tuple[str, ...]] = {
     "feature_img_size": ("encoder.image_size",),
     "image_size": ("encoder.map_size", "refiner.size"),
@@ -101,7 +101,7 @@ _META: dict[str, tuple[str, ...]] = {
     "color_dim": ("channels",),
     "opacity_threshold": ("opacity_threshold",),
 }
-# What Guava's network always has; another value is another architecture.
+# What Guava's network always has.
 _FIXED = {"add_teeth": True, "sh_degree": 0, "refiner_type": "styleunet", "invtanfov": 24}
 
 
@@ -204,7 +204,8 @@ def import_official(
             that do not match are passed over, each with a note.
         template: The user's own ``smplx-flame``, to compare the checkpoint's copy with; a difference becomes
             a note.
-        config: Architecture to expect; the release's without it. Sizes that ``meta_cfg`` states override it.
+        config: Architecture to expect; the release's without it. Sizes that ``meta_cfg`` states go before,
+            unless the tensors contradict them.
         vertices: Of the template that the checkpoint belongs to.
 
     Returns:
@@ -229,7 +230,6 @@ def import_official(
             raise FileFormatError(f"'{path}' is damaged ({problem}).", "Get the checkpoint again.")
         notes.append(f"A checksum in the file does not match ({problem}).")
     meta = document.get("meta_cfg")
-    config = _config(meta, config or official(), path)
 
     tell("keys", 0, 1)
     dropped: dict[str, list[Tensor]] = {}
@@ -240,7 +240,14 @@ def import_official(
             kept[key] = value
         else:
             dropped.setdefault(entry.prefix, []).append(value)
-    expected = official_shapes(config, vertices)
+    config = config or official()
+    stated = _stated(meta, config, notes)
+    if stated != config:
+        wrong = [_misshapen(candidate, vertices, kept, render_model) for candidate in (stated, config)]
+        if wrong[0] > wrong[1]:
+            notes.append("Sizes that its config states contradict its tensors, and were not used.")
+            stated = config
+    expected = official_shapes(stated, vertices)
     kept = _checked("model", kept, expected["model"], path, strict, notes)
     render_model = _checked("render_model", render_model, expected["render_model"], path, strict, notes)
     if template is not None:
@@ -250,7 +257,7 @@ def import_official(
     iteration = document.get("global_iter")
     return Weights(
         name=name,
-        config=config,
+        config=stated,
         template_name=OFFICIAL_TEMPLATE,
         template_hash=None,
         network=network_from_official(kept),
@@ -307,6 +314,20 @@ def _a(value: Any) -> str:
     return "one tensor" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
+def _misshapen(
+    config: GuavaConfig, vertices: int, model: Mapping[str, Tensor], render_model: Mapping[str, Tensor]
+) -> float:
+    """How many tensors are not of the shape that a config asks for; infinite if no network can be built."""
+    from guava.model.official_keys import official_shapes
+
+    try:
+        expected = official_shapes(config, vertices)
+    except (ValueError, RuntimeError, ZeroDivisionError):  # sizes that layers refuse
+        return math.inf
+    sections = {"model": model, "render_model": render_model}
+    return sum(len(compare_keys(sections[name], expected[name]).misshapen) for name in sections)
+
+
 def _checked(
     section: str,
     state: dict[str, Tensor],
@@ -346,43 +367,54 @@ def _advice(report: KeyReport) -> str:
     return ""
 
 
-def _config(meta: Any, config: GuavaConfig, path: Path) -> GuavaConfig:
-    """The release's architecture, with the sizes that its own config states."""
-    leaves = dict(_leaves(meta))
-    for name, value in _FIXED.items():
-        if name in leaves and leaves[name] != value:
-            raise FileFormatError(
-                f"'{path}' was trained with {name} = {leaves[name]!r}; this network has {value!r}."
-            )
+def _stated(meta: Any, config: GuavaConfig, notes: list[str]) -> GuavaConfig:
+    """``config`` with the sizes that the release's own config states.
+
+    How that config is nested is not known, so settings are found by name. What cannot be used becomes a note:
+    the tensors decide whether an architecture fits.
+    """
+    for name, expected in _FIXED.items():
+        found = [value for value in _named(meta, name) if not _same(value, expected)]
+        if found:
+            notes.append(f"Its config says {name} = {found[0]!r}; this network always has {expected!r}.")
     for name, targets in _META.items():
-        if name not in leaves:
+        values = _named(meta, name)
+        numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
+        if not values:
+            continue
+        whole = name == "opacity_threshold" or all(math.isfinite(v) and v == int(v) for v in numbers)
+        one = len(numbers) == len(values) and all(math.isfinite(v) and v == numbers[0] for v in numbers)
+        if not whole or not one:
+            notes.append(f"Its config says {name} = {', '.join(map(repr, values))}, which was not used.")
             continue
         for target in targets:
-            config = _with(config, target.split("."), leaves[name], f"meta_cfg's {name} in '{path}'")
+            config = _with(config, target.split("."), numbers[0])
     return config
 
 
-def _leaves(value: Any):
-    """(name, value) of every setting of a nested dict, the innermost last so that outer ones win."""
-    if isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _leaves(inner)
-        for key, inner in value.items():
-            if isinstance(key, str) and not isinstance(inner, Mapping):
-                yield key, inner
+def _named(value: Any, name: str) -> list[Any]:
+    """Every setting of that name in a nested config."""
+    if not isinstance(value, Mapping):
+        return []
+    own = [value[name]] if name in value and not isinstance(value[name], Mapping) else []
+    return own + [found for inner in value.values() for found in _named(inner, name)]
 
 
-def _with(config: Any, target: list[str], value: Any, where: str) -> Any:
+def _same(value: Any, expected: Any) -> bool:
+    """Whether a setting says what is expected, for every axis or once for all."""
+    if isinstance(value, (list, tuple)):
+        return all(_same(inner, expected) for inner in value)
+    if isinstance(value, str) and isinstance(expected, str):
+        return value.lower() == expected.lower()
+    return value == expected
+
+
+def _with(config: Any, target: list[str], value: float) -> Any:
     """A config with one field, by its path, replaced."""
     head, *rest = target
     old = getattr(config, head)
-    if rest:
-        return replace(config, **{head: _with(old, rest, value, where)})
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise FileFormatError(f"{where} is {value!r}, not a number.")
-    if isinstance(old, int) and value != int(value):
-        raise FileFormatError(f"{where} is {value!r}, not a whole number.")
-    return replace(config, **{head: type(old)(value)})
+    new = _with(old, rest, value) if rest else type(old)(value)
+    return replace(config, **{head: new})
 
 
 def _plain(value: Any) -> Any:

@@ -340,6 +340,11 @@ def _files() -> list[Path]:
 def _locate(name_or_path: str | os.PathLike) -> tuple[Path, str]:
     """The file, and the beginning of the hash that it must have ("" for any)."""
     text = os.fspath(name_or_path)
+    if text.endswith((".pt", ".pth", ".ckpt")):
+        raise InputError(
+            f"'{text}' is a torch file, not a {SUFFIX} file.",
+            "The authors' checkpoint is turned into one with: guava weights import FILE",
+        )
     if not isinstance(name_or_path, str) or text.endswith(SUFFIX) or os.sep in text or "/" in text:
         return Path(text), ""
     name, _, digest = text.partition(":")
