@@ -447,6 +447,38 @@ def test_the_open_template_is_refused(single):
         to_tracked_sequence(open_release_dataset(single[0]).clip(), load_template())
 
 
+@pytest.mark.slow
+def test_a_full_size_body_stands_upright_in_the_crop_and_shuts_the_right_lid(tmp_path):
+    """SMPL-X's and FLAME's sizes: PIXIE's flip in the root, the release's camera, lids as (left, right)."""
+    synthetic_models = pytest.importorskip("synthetic_models")
+    body = synthetic_models.synthetic_template()
+    tracking, person = made.write_single(tmp_path, 1)
+    entry = tracking["frame_000000"]
+    for group in ("smplx_coeffs", "flame_coeffs"):
+        for value in entry[group].values():
+            value[:] = 0
+    for name in ("smplx_shape", "flame_shape", "joints_offset"):
+        person[name][:] = 0
+    entry["smplx_coeffs"]["global_pose"][:] = [np.pi, 0, 0]
+    entry["smplx_coeffs"]["camera_RT_params"][:] = [[-1, 0, 0, 0], [0, -1, 0, -0.35], [0, 0, 1, 22]]
+    entry["flame_coeffs"]["eyelid_params"][:] = [0, 1]
+    (tmp_path / "optim_tracking_ehm.pkl").write_bytes(made.pickled(tracking))
+    (tmp_path / "id_share_params.pkl").write_bytes(made.pickled(person))
+    tracked = to_tracked_sequence(open_release_dataset(tmp_path).clip(), body)
+    model = EHM(body)
+    with torch.no_grad():
+        out = model(tracked.identity, tracked.pose)
+        joints = dict(zip(body.body.joint_names, tracked.camera.project(out.joints)[0][0], strict=True))
+        open_pose = type(tracked.pose)(**{**vars(tracked.pose), "eyelids": torch.zeros(1, 2)})
+        moved = (out.vertices - model(tracked.identity, open_pose).vertices)[0].norm(dim=-1)
+        pixels = tracked.camera.project(out.vertices)[0][0]
+    assert joints["head"][1] < joints["pelvis"][1]  # y down: the head is above
+    assert joints["left_wrist"][0] > joints["right_wrist"][0] + 200  # their left hand is on our right
+    assert 0 < joints["head"][1] < 1024
+    assert (moved > 1e-4).sum() > 100
+    assert (pixels[:, 0] * moved).sum() / moved.sum() < joints["head"][0] - 8  # their right eye is on our left
+
+
 # --- boxes --------------------------------------------------------------------------------------------------
 
 

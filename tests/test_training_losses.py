@@ -26,6 +26,7 @@ from guava.training import (
     linear_decay,
     loss_config,
     make_optimizer,
+    optim_config,
     parameter_groups,
     position_loss,
     scale_loss,
@@ -421,6 +422,19 @@ def test_schedule_and_optimiser():
     assert seen[0] == pytest.approx([1e-4, 1e-5, 1e-4])
     assert seen[50] == pytest.approx([1e-4 * 0.515, 1e-5 * 0.515, 1e-4 * 0.515])
     assert seen[100] == pytest.approx([3e-6, 3e-7, 3e-6]) == seen[130]
+
+
+def test_the_papers_schedule_keeps_the_rate_and_lets_the_mlps_fall():
+    config = optim_config("paper", decay_steps=10)
+    optimizer = make_optimizer(_Tiny(), config=config)
+    schedule = linear_decay(optimizer, config)
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([1e-4, 1e-4, 1e-4])
+    for _ in range(15):
+        optimizer.step()
+        schedule.step()
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([1e-4, 1e-5, 1e-4])
+    with pytest.raises(InputError, match="no preset 'lite'"):
+        optim_config("lite")
 
 
 def test_one_step_is_adam_without_momentum():

@@ -11,7 +11,13 @@ from guava.training.losses import (
     scale_loss,
 )
 from guava.training.lpips import Lpips
-from guava.training.optim import OptimConfig, linear_decay, make_optimizer, parameter_groups
+from guava.training.optim import (
+    OptimConfig,
+    linear_decay,
+    make_optimizer,
+    optim_config,
+    parameter_groups,
+)
 
 __all__ = [
     "GuavaLoss",
@@ -24,6 +30,7 @@ __all__ = [
     "linear_decay",
     "loss_config",
     "make_optimizer",
+    "optim_config",
     "parameter_groups",
     "position_loss",
     "scale_loss",
