@@ -89,4 +89,4 @@ def small_avatar(template: Template | None = None, size: int = 96, hands_seen=(T
         subject_consent="it is made up",
         notes=("A note.", "Zweite Anmerkung: ä."),
     )
-    return Avatar(gaussians, identity, template.hash, source, provenance)
+    return Avatar(gaussians, identity, template.hash, source, provenance, template_name=template.name)
