@@ -88,18 +88,35 @@ def test_identity_is_the_sources_and_all_else_the_targets(template, avatar, targ
     assert torch.equal(out.valid, target.valid)
 
 
-def test_placement_at_the_neck_moves_by_one_constant(template, avatar, target):
+def test_placement_at_the_neck_keeps_the_apparent_size(template, avatar, target):
+    """The neck at the driver's pixel, farther away as the avatar's bones are longer."""
     out = reenact(avatar, target, template)
     for f in fields(Pose):
         if f.name != "translation":
             assert torch.equal(getattr(out.pose, f.name), getattr(target.pose, f.name)), f.name
-    offset = out.pose.translation - target.pose.translation
-    torch.testing.assert_close(offset, offset[:1].expand(FRAMES, 3), atol=1e-5, rtol=0)
-    assert offset[0].norm() > 0.005
     first = slice(1, 2)  # the first frame with a person
-    here = joints(template, avatar.identity, out.pose[first], "neck")
-    there = joints(template, target.identity, target.pose[first], "neck")
-    torch.testing.assert_close(here, there, atol=1e-5, rtol=0)
+    camera = target.camera[1]
+    here, depth = camera.project(joints(template, avatar.identity, out.pose[first], "neck"))
+    there, distance = camera.project(joints(template, target.identity, target.pose[first], "neck"))
+    torch.testing.assert_close(here, there, atol=2e-2, rtol=0)
+
+    def bones(identity):
+        rest = EHM(template)(identity, Pose.rest(template)).rest_joints[0]
+        parents = template.body.parents.tolist()
+        upper = ("spine", "neck", "head", "collar", "shoulder", "elbow", "wrist")
+        chosen = [
+            j for j, n in enumerate(template.body.joint_names)
+            if any(u in n for u in upper) and "thumb" not in n
+        ]
+        assert len(chosen) == 13
+        return sum(float((rest[j] - rest[parents[j]]).norm()) for j in chosen)
+
+    ratio = bones(avatar.identity) / bones(target.identity)
+    assert abs(ratio - 1) > 0.01
+    assert float(depth / distance) == pytest.approx(ratio, rel=1e-5)
+    # The way is the driver's at that ratio (the camera is at the origin).
+    step = (target.pose.translation - target.pose.translation[1]) * ratio
+    torch.testing.assert_close(out.pose.translation - out.pose.translation[1], step, atol=1e-5, rtol=0)
 
 
 def test_self_reenactment_is_the_track_itself(template, avatar, target):
@@ -125,7 +142,7 @@ def test_the_sources_camera_can_be_kept(template, avatar, target):
     assert out.camera.width == avatar.source.camera.width
     assert torch.equal(out.pose.joints, target.pose.joints)  # both cameras are the tracker's
     here = joints(template, avatar.identity, out.pose[1:2], "neck")
-    there = joints(template, avatar.identity, avatar.source.pose, "neck")
+    there = joints(template, avatar.identity, avatar.source.pose, "neck")  # whatever the driver's size
     torch.testing.assert_close(here, there, atol=1e-5, rtol=0)
 
 

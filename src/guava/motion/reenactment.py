@@ -26,6 +26,11 @@ from guava.tracking.sequence import TrackedSequence
 ReenactmentCamera = Literal["target", "video", "source"]
 Placement = Literal["neck", "target"]
 
+_BONES = (
+    "spine1", "spine2", "spine3", "neck", "head", "left_collar", "right_collar", "left_shoulder",
+    "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Reenactment:
@@ -69,10 +74,11 @@ def reenact(
             the whole video. "source": the avatar's source camera; the person turns and moves in it as the
             driver does in theirs, starting where the avatar's photo has them. (The release has such a switch,
             but it passes the wrong record.)
-        placement: Where the person stands in the clip's cameras. "neck": moved by one constant, so that in
-            the first valid frame the neck is where the driver's is; people of other proportions stay in the
-            frame. "target": the driver's translation as it is (the release), which puts the *root* where the
-            driver's is. For the same person both are the same.
+        placement: Where the person stands in the clip's cameras. "neck": where they look as large as the
+            driver, with the neck at the driver's pixel in the first valid frame; way and distance from the
+            camera are the driver's times the ratio of the two bodies' sizes, because one camera cannot tell a
+            small person from a far one. "target": the driver's translation as it is (the release), which puts
+            the *root* where the driver's is. For the same person both are the same, bit for bit.
 
     Raises:
         TemplateMismatchError: The avatar or the clip does not fit ``template``.
@@ -91,7 +97,14 @@ def reenact(
         pose = replace(motion.pose, translation=tracked.pose.translation)
     first = int(tracked.valid.nonzero()[0])
 
-    cameras = tracked.camera
+    cameras, growth = tracked.camera, 0.0
+    if camera == "video" and min(tracked.media.width, tracked.media.height) < 1:
+        raise InputError(
+            f"The tracked clip '{tracked.media.name}' does not say how large its video is.",
+            "Use the camera 'target', which is its square crop's.",
+        )
+    if camera == "source" or placement == "neck":
+        growth = _size(avatar.identity, template) / _size(tracked.identity, driver) - 1
     if camera == "source":
         pose = seen_from(
             pose, tracked.camera.world_to_camera, avatar.source.camera.world_to_camera,
@@ -99,17 +112,15 @@ def reenact(
         )
         cameras = _repeated(avatar.source.camera, len(tracked))
         there = _neck(avatar.identity, avatar.source.pose, template)
-    elif camera == "video":
-        if min(tracked.media.width, tracked.media.height) < 1:
-            raise InputError(
-                f"The tracked clip '{tracked.media.name}' does not say how large its video is.",
-                "Use the camera 'target', which is its square crop's.",
-            )
-        image_from_crop = torch.linalg.inv(tracked.crop_from_image.double())
-        cameras = cameras.through(image_from_crop, tracked.media.width, tracked.media.height)
-    if camera != "source":
+    else:
         there = _neck(tracked.identity, tracked.pose[first : first + 1], driver)
+        there = there + growth * (there - cameras[first].center)
+        if camera == "video":
+            image_from_crop = torch.linalg.inv(tracked.crop_from_image.double())
+            cameras = cameras.through(image_from_crop, tracked.media.width, tracked.media.height)
     if camera == "source" or placement == "neck":
+        way = pose.translation + growth * (pose.translation - cameras.center)
+        pose = replace(pose, translation=way)
         here = _neck(avatar.identity, pose[first : first + 1], template)
         pose = replace(pose, translation=pose.translation + (there - here))
     return Reenactment(avatar.identity, pose, cameras, tracked.valid, tracked.fps, notes)
@@ -119,6 +130,15 @@ def _neck(identity: Identity, pose: Pose, template: Template) -> Tensor:
     """(3,) world metres in a pose of B = 1."""
     with torch.no_grad():
         return skeleton(template)(identity, pose).joints[0, template.joint("neck")]
+
+
+def _size(identity: Identity, template: Template) -> float:
+    """Length of the upper body's bones together, metres."""
+    names, parents = template.body.joint_names, template.body.parents.tolist()
+    with torch.no_grad():
+        joints = skeleton(template)(identity, Pose.rest(template)).rest_joints[0].double()
+    bones = [names.index(name) for name in _BONES]
+    return float((joints[bones] - joints[[parents[b] for b in bones]]).norm(dim=1).sum())
 
 
 def _repeated(camera: Camera, count: int) -> Camera:
