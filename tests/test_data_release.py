@@ -410,6 +410,16 @@ def test_unseen_points_are_no_coordinates(tmp_path, template):
     assert "right hand is hardly seen in 1 of 5" in notes
 
 
+def test_keypoints_come_from_the_tracking_before_the_fit_where_the_fit_lacks_them(tmp_path, template):
+    tracking, _ = made.write_single(tmp_path, 2)
+    (tmp_path / "base_tracking.pkl").write_bytes(made.pickled(tracking))
+    points = tracking["frame_000001"].pop("dwpose_rlt")["keypoints"]
+    (tmp_path / "optim_tracking_ehm.pkl").write_bytes(made.pickled(tracking))
+    tracked = to_tracked_sequence(open_release_dataset(tmp_path).clip(), template)
+    assert np.allclose(tracked.keypoints["body"].points[1], points[:18])
+    assert tracked.template_name == "smplx-flame" and tracked.template_hash == template.hash
+
+
 def test_without_keypoints_the_part_crops_give_the_boxes(combined, template):
     folder, tracking = combined
     tracked = to_tracked_sequence(open_release_dataset(folder).clip("a_clip"), template)
@@ -476,7 +486,7 @@ def test_a_full_size_body_stands_upright_in_the_crop_and_shuts_the_right_lid(tmp
     assert joints["left_wrist"][0] > joints["right_wrist"][0] + 200  # their left hand is on our right
     assert 0 < joints["head"][1] < 1024
     assert (moved > 1e-4).sum() > 100
-    assert (pixels[:, 0] * moved).sum() / moved.sum() < joints["head"][0] - 8  # their right eye is on our left
+    assert (pixels[:, 0] * moved).sum() / moved.sum() < joints["head"][0] - 8
 
 
 # --- boxes --------------------------------------------------------------------------------------------------

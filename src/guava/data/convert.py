@@ -100,6 +100,7 @@ def to_tracked_sequence(
         ),
         media=media,
         template_hash=template.hash,
+        template_name=template.name,
         expression_names=template.expression_names,
         detector="ehm-tracker",
         masks=pixels,
