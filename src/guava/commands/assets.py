@@ -138,6 +138,7 @@ def _list() -> None:
     from guava.body import load_template
     from guava.body.licensed.store import chosen_teeth, items, missing, template_path
     from guava.body.template import OPEN_TEMPLATE
+    from guava.model import GENERATORS
 
     say("templates")
     template = load_template()
@@ -164,7 +165,10 @@ def _list() -> None:
     if optional:
         say("not necessary for smplx-flame")
         _tell_missing(optional)
-    say("learned weights: guava weights list")
+    say("models for 'guava reconstruct --model'")
+    for name in sorted(GENERATORS):
+        need = "no weights needed" if name == "baseline" else "needs weights; see: guava weights list"
+        say(f"  {name:<12} {need}")
     say(f"your folder: {user_folder()}" + ("" if user_folder().is_dir() else " (not made yet)"))
 
 
