@@ -1,6 +1,6 @@
 """Fit every picture of the shared portraits and tabulate the quality.
 
-    python benchmarks/portraits_tracking.py [--sheets FOLDER]
+    python benchmarks/portraits_tracking.py [--sheets FOLDER] [--template open]
 
 Needs the folder ``portraits`` in $GUAVA_SHARED or in ../shared beside the checkout. A small reprojection
 error says nothing about depth or expression (``tracking_accuracy.py`` measures those); look at the sheets.
@@ -50,20 +50,21 @@ def overlay(template: Template, tracked: TrackedSequence, picture: np.ndarray) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sheets", type=Path, help="folder for contact sheets (PNG)")
+    parser.add_argument("--template", default="open", help="body template")
     arguments = parser.parse_args()
     here = Path(__file__).resolve().parents[1]
     folder = Path(os.environ.get("GUAVA_SHARED", here.parent / "shared")) / "portraits"
     pictures = sorted(folder.glob("*.jpg"))
     if not pictures:
         raise SystemExit(f"There are no portraits in '{folder}'; set GUAVA_SHARED.")
-    template, detector = load_template(), create_detector("mediapipe")
+    template, detector = load_template(arguments.template), create_detector("mediapipe")
     rows, cells = [], []
     print(f"{'picture':20s} {'s':>5s} {'face %':>7s} {'hands px':>12s} {'body px':>8s} {'IoU':>6s}  notes")
     for path in pictures:
         start = time.time()
         try:
             photo = load_photo(path)
-            tracked = track_image(photo, detector=detector)
+            tracked = track_image(photo, template=template, detector=detector)
         except GuavaError as error:
             print(f"{path.name:20s} {error}")
             continue
