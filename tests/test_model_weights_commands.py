@@ -10,6 +10,7 @@ pytest.importorskip("transformers", reason="the image encoder needs the extra 'n
 
 from official_checkpoint import TINY_VERTICES, checkpoint, save, tiny_config  # noqa: E402
 
+from guava.commands import doctor  # noqa: E402
 from guava.commands.main import main  # noqa: E402
 from guava.model import checkpoint as room  # noqa: E402
 from guava.model.config import preset  # noqa: E402
@@ -124,3 +125,26 @@ def test_info_names_settings_that_differ_from_the_preset(home, run, tmp_path):
     status, out, _ = run("list")
     assert status == 0 and "broken" in out and "unusable" in out
     assert run("info", "broken")[0] == 2
+
+
+def test_the_doctor_says_what_weights_lack(home, monkeypatch):
+    def told():
+        return [(f.mark, f.text, f.advice) for f in doctor.examine() if f.name == "weights"]
+
+    monkeypatch.setattr(doctor, "CHECKS", (doctor._weights,))
+    assert told() == []
+    refiner = {"a": torch.zeros(3)}
+    save_weights(Weights("mine", preset("lite"), "open", "ab" * 32, {"a": torch.zeros(3)}, refiner))
+    ((mark, text, _),) = told()
+    assert mark == "ok" and "'mine' for --model lite" in text
+    save_weights(Weights("mine", preset("official"), "smplx-flame", None, {"a": torch.zeros(3)}, refiner))
+    ((mark, text, advice),) = told()
+    assert mark == "--" and "smplx-flame" in text and "guava assets add" in advice
+    save_weights(Weights("mine", preset("paper"), "open", None, {"a": torch.zeros(3)}, refiner))
+    assert told()[0][0] == "ok"
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    ((mark, text, advice),) = told()
+    assert mark == "--" and "transformers" in text and "[network]" in advice
+    (home / "weights" / "mine.weights").write_bytes(b"no")
+    ((mark, text, advice),) = told()
+    assert mark == "--" and "damaged" in text and advice == "guava weights remove mine"

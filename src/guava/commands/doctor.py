@@ -91,6 +91,8 @@ PACKAGES = (
     "onnxruntime",
     "scikit-image",
     "gsplat",
+    "transformers",
+    "lmdb",
 )
 
 
@@ -218,6 +220,26 @@ def _wanted(name: str) -> Iterator[Finding]:
         yield Finding(OK, "template", f"'{name}', hash {template.hash[:12]}")
 
 
+def _weights() -> Iterator[Finding]:
+    """Learned weights of the user's; there need not be any."""
+    from guava.body import installed_templates
+    from guava.model.weights import list_weights
+
+    for info in list_weights():
+        named = f"'{info.name}'"
+        if info.problem or info.config is None:
+            yield Finding(ABSENT, "weights", f"{named}: {info.problem}", f"guava weights remove {info.name}")
+        elif info.template_name not in installed_templates():
+            what = f"{named} need the template '{info.template_name}', which is not installed"
+            yield Finding(ABSENT, "weights", what, "guava assets add --help")
+        elif info.config.encoder.kind == "dinov2" and importlib.util.find_spec("transformers") is None:
+            what = f"{named} need the package 'transformers', which is not installed"
+            yield Finding(ABSENT, "weights", what, 'pip install "guava-avatar[network]"')
+        else:
+            text = f"{named} for --model {info.preset}, {info.size / 1e6:.0f} MB, {info.precision}"
+            yield Finding(OK, "weights", text)
+
+
 def _rendering() -> Iterator[Finding]:
     import torch
 
@@ -342,6 +364,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _python,
     _core,
     _template,
+    _weights,
     _rendering,
     _detectors,
     _video,

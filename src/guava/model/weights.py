@@ -90,7 +90,8 @@ class WeightsInfo:
     """What :func:`list_weights` tells without reading the tensors.
 
     Attributes:
-        name, preset, template_name, template_hash, precision, hash, provenance: As in :class:`Weights`.
+        name, preset, config, template_name, template_hash, precision, hash, provenance: As in
+            :class:`Weights`.
         path: The file.
         size: Of the file, in bytes.
         embedded: Whether it came with the package.
@@ -108,6 +109,7 @@ class WeightsInfo:
     precision: str = ""
     hash: str = ""
     has_refiner: bool = False
+    config: GuavaConfig | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     problem: str = ""
 
@@ -368,9 +370,9 @@ def _info(path: Path) -> WeightsInfo:
     }
     try:
         _, header = read_part(path, WEIGHTS_KIND, WEIGHTS_VERSION)
-        config_from_json(header["config"])
         return WeightsInfo(
             **known | {"name": header["name"]},
+            config=config_from_json(header["config"]),
             preset=header["preset"],
             template_name=header["template"]["name"],
             template_hash=header["template"]["hash"],
