@@ -95,7 +95,8 @@ def test_what_went_wrong_is_one_line_and_leaves_nothing(home, run, checkpoint_fi
         (("export", "official", "-o", tmp_path / "x.zip"), "must end in .pt"),
         (("export", "official", "-o", tmp_path / "nowhere" / "x.pt"), "no folder"),
         (("remove", "official"), "no weights named"),
-        (("remove", "../best.pt"), "not the name of weights of yours"),
+        (("remove", checkpoint_file), "is a torch file"),
+        (("remove", "../mine.weights"), "not the name of weights of yours"),
     ):
         status, _, err = run(*arguments)
         last = err.strip().splitlines()[-1]
