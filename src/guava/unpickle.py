@@ -86,6 +86,8 @@ class PickledArray(np.ndarray):
     ``np.asarray`` gives the plain one.
     """
 
+    __slots__ = ()
+
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, fortran, raw = state
         super().__setstate__((1, shape, *_checked(shape, _element(dtype), raw, bool(fortran))))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
@@ -202,9 +202,9 @@ class ReleaseDataset:
     splits: dict[str, tuple[tuple[str, str], ...]]
     images: ReleaseImages | None
     damage: tuple[Damage, ...]
-    _tracking: Mapping[str, Any] = field(repr=False)
-    _identities: Mapping[str, Any] = field(repr=False)
-    _listed: Mapping[str, tuple[str, ...]] = field(repr=False)
+    _tracking: dict[str, Any] = field(repr=False)
+    _identities: dict[str, Any] = field(repr=False)
+    _listed: dict[str, tuple[str, ...]] = field(repr=False)
     _clips: dict[str, ReleaseClip] = field(default_factory=dict, repr=False)
 
     def frames_of(self, clip: str) -> tuple[str, ...]:
@@ -239,7 +239,10 @@ class ReleaseDataset:
                 )
             name = self.clip_names[0]
         if name not in self._clips:
-            self._clips[name] = self._parse(name)
+            self._clips[name] = clip = self._parse(name)
+            # Ten times as large as the arrays that it has become.
+            self._listed[name] = clip.frames
+            self._tracking[name] = {}
         return self._clips[name]
 
     def check(
@@ -272,7 +275,7 @@ class ReleaseDataset:
         return tuple(found)
 
     @cached_property
-    def _base(self) -> Mapping[str, Any]:
+    def _base(self) -> dict[str, Any]:
         """``base_tracking.pkl`` of a single clip: it has the keypoints where the optimised file does not."""
         path = self.path / BASE
         content = load_pickle(path) if self.single and path.is_file() else {}
