@@ -84,3 +84,29 @@ def test_its_own_photo_drives_it(folder):
     assert np.allclose(read.pose.expression, source.expression, atol=1e-4)
     fit = np.asarray(Image.open(overlay)).astype(float)
     assert np.abs(fit - np.asarray(Image.open(PHOTO).convert("RGB"))).mean() > 2
+
+
+def test_network_from_photo_to_video(tmp_path, capsys):
+    """Untrained "lite" weights start from the photo's own colours: they already look like the person."""
+    made = str(tmp_path / "lite.guava")
+    command = ["reconstruct", str(PHOTO), "-o", made, "--model", "lite", "--weights", "random:0", "--profile"]
+    assert main(command) == 0
+    told = capsys.readouterr().err
+    assert "RANDOM" in told and "network" in told and "matte" in told
+    avatar = load_avatar(made, load_template())
+    assert avatar.gaussians.features.shape[1] == 32 and len(avatar.gaussians) > 100_000
+    assert avatar.refiner.weights == "random:0" and avatar.provenance.generator == "lite"
+
+    out = tmp_path / "over.png"
+    assert main(["render", made, "--over", str(PHOTO), "-o", str(out)]) == 0
+    photo = np.asarray(Image.open(PHOTO).convert("RGB")).astype(float)
+    drawn = np.asarray(Image.open(out)).astype(float)
+    changed = (photo != drawn).any(-1)
+    assert 0.15 < changed.mean() < 0.9
+    assert np.abs(photo - drawn)[changed].mean() < 25, "levels of 255"
+
+    video = tmp_path / "talk.mp4"
+    assert main(["animate", made, "--motion", "talk", "--seconds", "0.2", "-o", str(video)]) == 0
+    frames = [frame.pixels.astype(float) for frame in VideoReader(video)]
+    assert len(frames) == json.loads((tmp_path / "talk.mp4.json").read_text())["frames"] > 3
+    assert frames[0].shape == (512, 512, 3) and (frames[0] < 200).mean() > 0.1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -91,13 +92,15 @@ def make_avatar(config: Config) -> tuple[Avatar, str]:
     from guava.photo import load_photo
     from guava.tracking import TrackingConfig, track_image
 
+    start = perf_counter()
     template, settings = choose_model(config)
+    chosen = perf_counter()
     photo = load_photo(config.photo)
     names = generator_stages(config.model)
     steps = 2 + len(names)
     with stage_bar("reconstruct") as progress:
         progress("load", 0, steps)
-        start = perf_counter()
+        opened = perf_counter()
         detector = open_detector(config.detector, config.detector_model)
         loaded = perf_counter()
         progress("track", 1, steps)
@@ -119,7 +122,7 @@ def make_avatar(config: Config) -> tuple[Avatar, str]:
             notes=tuple(dict.fromkeys((*photo.notes, *tracked.quality.notes, *provenance.notes))),
         ),
     )
-    before = {"detector": loaded - start, "track": done - loaded}
+    before = {"model": chosen - start, "detector": loaded - opened, "track": done - loaded}
     lines = [f"{name:<14}{seconds:7.2f} s" for name, seconds in before.items()] + [stages.table()]
     return avatar, "\n".join(lines)
 
@@ -146,7 +149,7 @@ def choose_model(config: Config) -> tuple[Template, NetworkSettings | None]:
                 "Leave them out, or name a network: --model official.",
             )
         return load_template(config.template or "open"), None
-    from guava.model.generate import NetworkSettings, prepare
+    from guava.model.generate import RANDOM, NetworkSettings, prepare
 
     settings = NetworkSettings(
         weights=config.weights,
@@ -156,7 +159,11 @@ def choose_model(config: Config) -> tuple[Template, NetworkSettings | None]:
         matting=config.matting,
         ablate=config.ablate,
     )
-    settings, template = prepare(config.model, settings, config.template)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Random weights")
+        settings, template = prepare(config.model, settings, config.template)
+    if settings.weights.name.startswith(RANDOM):
+        warn(["RANDOM WEIGHTS, as asked: the avatar will show that the program runs, and nothing else."])
     return template, settings
 
 
