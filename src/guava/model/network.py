@@ -5,6 +5,8 @@ The data flow with all shapes, and what each preset does where paper and release
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -138,6 +140,7 @@ class GuavaNetwork(nn.Module):
 
     def _register_tables(self, template: Template) -> None:
         """Buffers that follow the module to its device and are no part of its weights."""
+        self._mesh_faces = template.faces.long().cpu()  # for the z-buffer, which stays on the CPU
         uv = self.config.uv_branch
         texels = uv_texels(template, uv.size)
         carries = texels.mask
@@ -192,15 +195,28 @@ class GuavaNetwork(nn.Module):
         """f_map1 (B, 32, 512, 512), f_map2 (B, 128, 512, 512), f_id (B, 768), and which faces the source
         shows, (B, F) bool, or None where nothing asks for it."""
         encoder, ablation = self.config.encoder, self.config.ablation
-        shapes = visible = None
-        if encoder.silhouette or (ablation.uv_gaussians and ablation.inverse_mapping):
-            fragments = source_fragments(source.vertices, self.faces, source.camera, encoder.map_size)
-            visible = torch.stack([visible_faces(one, len(self.faces)) for one in fragments])
-            if encoder.silhouette:
-                body = torch.stack([one.mask for one in fragments])[:, None].to(source.mask.dtype)
-                body = F.interpolate(body, size=source.mask.shape[2:], mode="bilinear", align_corners=False)
-                shapes = torch.cat([body, source.mask], 1)
-        return *self.encoder(source.image, shapes), visible
+        if not (encoder.silhouette or (ablation.uv_gaussians and ablation.inverse_mapping)):
+            return *self.encoder(source.image), None
+        # To the CPU before the encoder is queued: behind it, the copy would wait for the whole of it.
+        posed = replace(source, vertices=source.vertices.detach().cpu(), camera=source.camera.to("cpu"))
+        if encoder.silhouette:
+            visible, body = self._seen(posed)
+            body = F.interpolate(
+                body.to(source.mask), size=source.mask.shape[2:], mode="bilinear", align_corners=False
+            )
+            encoded = self.encoder(source.image, torch.cat([body, source.mask], 1))
+        else:
+            encoded = self.encoder(source.image)
+            visible, _ = self._seen(posed)
+        return *encoded, visible.to(source.image.device)
+
+    def _seen(self, posed: SourceBatch) -> tuple[Tensor, Tensor]:
+        """Which faces the source shows (B, F), and the body's silhouette (B, 1, M, M); bool, on the CPU."""
+        fragments = source_fragments(
+            posed.vertices, self._mesh_faces, posed.camera, self.config.encoder.map_size
+        )
+        visible = torch.stack([visible_faces(one, len(self._mesh_faces)) for one in fragments])
+        return visible, torch.stack([one.mask for one in fragments])[:, None]
 
     def camera_code(self, source: SourceBatch) -> Tensor:
         """(B, 27)."""
