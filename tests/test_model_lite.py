@@ -9,13 +9,13 @@ from samples import standing_pose
 from tiny_template import tiny_template
 from torch import nn
 
-from guava.avatar.posing import pose_gaussians
+from guava.avatar.posing import bind_to_triangles, pose_gaussians
 from guava.body import EHM, Identity, Pose, load_template
 from guava.camera import Camera
 from guava.errors import InputError
 from guava.model.assemble import assemble
 from guava.model.config import Ablation, preset
-from guava.model.lite import LiteNetwork, count_macs, count_parameters, lite_refiner, uv_tables
+from guava.model.lite import LiteNetwork, avatar_prior, count_macs, count_parameters, lite_refiner, uv_tables
 from guava.model.lite.frames import smooth_frames
 from guava.model.lite.tables import OFFSET_LIMITS
 from guava.model.source import SourceBatch
@@ -358,6 +358,43 @@ def test_mixed_precision_runs():
     assert half.uv[0].features.dtype == torch.float32
     error = torch.sigmoid(half.uv[0].features[..., :3]) - torch.sigmoid(full.uv[0].features[..., :3])
     assert error.abs().max() < 0.01
+
+
+def test_it_can_start_from_another_avatar():
+    """Untrained, it shows the avatar whose maps it is given: places, sizes, turns and colours."""
+    template = load_template()
+    source, _ = _source(template, standing_pose(template))
+    config = _config()
+    network = LiteNetwork(replace(config, uv_branch=replace(config.uv_branch, prior="baseline")), template)
+    tables, rest = network.tables, source.rest_vertices[0]
+    generator = torch.Generator().manual_seed(4)
+    whole = (tables.split == 1).nonzero()[:, 0]
+    count = len(whole)
+    corners = rest[template.faces[tables.face_ids[whole]]]
+    anchors = (corners * tables.barycentrics[whole, :, None]).sum(1)
+    given = bind_to_triangles(
+        rest,
+        template.faces,
+        tables.face_ids[whole],
+        tables.barycentrics[whole],
+        positions=anchors + 0.02 * torch.randn(count, 3, generator=generator),
+        rotations=nn.functional.normalize(torch.randn(count, 4, generator=generator), dim=-1),
+        scales=0.001 + 0.01 * torch.rand(count, 3, generator=generator),
+        opacities=torch.ones(count),
+        features=0.1 + 0.8 * torch.rand(count, 3, generator=generator),
+    )
+    maps = avatar_prior(given, rest, template.uv, tables)
+    with pytest.raises(ValueError, match="prior"):
+        network(source)
+    with torch.no_grad():
+        g = assemble(network(replace(source, prior=maps)), rest, template.faces)[whole]
+        half = LiteNetwork(network.config, template)
+        half.set_atlas_size(32)
+        assert half(replace(source, prior=maps)).uv[0].features.isfinite().all()
+    assert (g.positions - given.positions).abs().quantile(0.99) < 1e-3
+    assert torch.allclose(g.scales[:, :2], given.scales[:, :2], rtol=0.05)
+    assert torch.allclose(g.features[:, :3], given.features, atol=0.02)
+    assert (g.rotations * given.rotations).sum(-1).abs().quantile(0.01) > 0.999
 
 
 def test_it_builds_on_any_template():

@@ -87,6 +87,10 @@ class UVBranchConfig:
             The release sets hidden texels to zero.
         second_layer: A second, small UV layer over scalp, neck, upper torso and upper arms, for hair in front
             of the body and loose cloth.
+        widths: Channels of the compact U-Net at 1/2, 1/4, 1/8, 1/16 and 1/32 of ``size``.
+        prior: What the compact network starts from. "none": the colours that the picture shows of the bare
+            body; "baseline": the texture and displacement of an avatar of the "baseline" generator
+            (``SourceBatch.prior``).
     """
 
     kind: Literal["styleunet", "residual"] = "styleunet"
@@ -99,6 +103,8 @@ class UVBranchConfig:
     collapsed_texels: Literal["origin", "drop"] = "origin"
     sample_hidden: bool = False
     second_layer: bool = False
+    widths: tuple[int, int, int, int, int] = (32, 64, 128, 256, 320)
+    prior: Literal["none", "baseline"] = "none"
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from guava.body import Template
 from guava.errors import InputError
 from guava.model.config import GuavaConfig
-from guava.model.lite.frames import SmoothFrames, to_triangle_units
+from guava.model.lite.frames import MIN_DISC, SmoothFrames, to_triangle_units
 from guava.model.lite.layers import CompactEncoder, ScaledLinear, UVNet
+from guava.model.lite.prior import read_prior
 from guava.model.lite.source import SurfaceView, look
 from guava.model.lite.tables import SECOND_STRIDE, uv_tables
 from guava.model.outputs import NetworkOutput, UVGaussians
 from guava.model.sampling import sample_features
-from guava.model.source import SourceBatch
+from guava.model.source import SourceBatch, SurfacePrior
+from guava.rotation import quaternion_multiply
 
 DISC = 0.62
 """Standard deviation of a Gaussian at initialisation, in texels: flat where they overlap, without holes."""
@@ -102,12 +104,13 @@ class LiteNetwork(nn.Module):
         )
         self.uv_base_feature = nn.Parameter(0.1 * torch.randn(branch.base_channels, BASE_SIZE, BASE_SIZE))
         surface = 3 + 1 + 3 + 1 + 3 + 1 + 1 + 3 + 1 + 3  # as they are joined in `_surface_inputs`
+        surface += 3 + 1 + 3 + 1 if branch.prior != "none" else 0
         self.gather = nn.Sequential(
             ScaledLinear(surface + branch.base_channels + encoder.uv_channels, 48, gain=1),
             nn.SiLU(),
             ScaledLinear(48, 24),
         )
-        self.uv_net = UVNet(24, branch.feature_channels, 32, encoder.global_channels)
+        self.uv_net = UVNet(24, branch.feature_channels, 32, encoder.global_channels, branch.widths)
         latents = config.channels - 3
         shared = {"offset": 3, "opacity": 1, "scale": 3, "turn": 3, "latent": latents}
         self.head = _Head(branch.feature_channels, 64, {"mix": 3, "color": 3, "tint": 3, **shared})
@@ -141,7 +144,8 @@ class LiteNetwork(nn.Module):
             view: :meth:`look` of ``source``, where it was made before.
 
         Raises:
-            ValueError: ``noise`` holds maps, or the picture's side does not fit.
+            ValueError: ``noise`` holds maps, the picture's side does not fit, or the network starts from a
+                prior and gets none.
         """
         del generator
         if not isinstance(noise, str):
@@ -150,12 +154,17 @@ class LiteNetwork(nn.Module):
             raise ValueError(f"The picture must be square, 32 n wide, got {tuple(source.image.shape)}.")
         tables = self.tables
         view = view or self.look(source)
+        prior = None
+        if self.config.uv_branch.prior != "none":
+            if source.prior is None:
+                raise ValueError("This network starts from a prior, and SourceBatch.prior is None.")
+            prior = read_prior(source.prior, tables)
         picture = view.picture if self.config.encoder.silhouette else view.picture[:, :3]
         features, vector = self.encoder(picture.contiguous(memory_format=torch.channels_last))
 
         first = tables.first
         sampled = sample_features(features.float(), view.pixels[:, first], view.width, view.height)
-        inputs = torch.cat([self._surface_inputs(view), self._base(len(sampled)), sampled], -1)
+        inputs = torch.cat([self._surface_inputs(view, prior), self._base(len(sampled)), sampled], -1)
         gathered = self.gather(inputs)
         batch, size = len(gathered), tables.size
         atlas = gathered.new_zeros(batch, size * size, gathered.shape[-1])
@@ -168,24 +177,33 @@ class LiteNetwork(nn.Module):
             more = self.second_head(_rows(coarse)[:, tables.second_texel])
         # Geometry needs single precision, whatever the network runs in.
         with torch.autocast(inputs.device.type, enabled=False):
-            return self._output(view, head, more)
+            return self._output(view, prior, head, more)
 
     def _output(
-        self, view: SurfaceView, head: dict[str, Tensor], more: dict[str, Tensor] | None
+        self,
+        view: SurfaceView,
+        prior: SurfacePrior | None,
+        head: dict[str, Tensor],
+        more: dict[str, Tensor] | None,
     ) -> NetworkOutput:
         """What the heads say of layer 1 and (if there is one) layer 2, as Gaussians."""
         tables, first, frames = self.tables, self.tables.first, view.frames
-        raw = self._colors(view, head)
+        raw = self._colors(view, prior, head)
         offsets = _bounded(head["offset"], tables.limits)
+        discs, turns = DISC * frames.spacing, _turns(head["turn"])
+        if prior is not None:
+            offsets = offsets + prior.offsets
+            discs = torch.where(prior.known > 0, prior.scales.clamp(min=MIN_DISC), discs)
+            turns = torch.where(prior.known > 0, quaternion_multiply(prior.turns, turns), turns)
         kept = view.kept[..., None]
-        layers = [self._layer(frames, slice(None), offsets, head, raw, OPACITY, frames.spacing, kept)]
+        layers = [self._layer(frames, slice(None), offsets, turns, discs, head, raw, OPACITY, kept)]
         if more is not None:
             second = tables.second
             moved = offsets[:, second] + SECOND_REACH * torch.tanh(more["offset"])
             layers.append(
                 self._layer(
-                    frames, second, moved, more, raw[:, second] + more["color"], SECOND_OPACITY,
-                    SECOND_STRIDE * frames.spacing[:, second], kept[:, second],
+                    frames, second, moved, _turns(more["turn"]), SECOND_STRIDE * discs[:, second], more,
+                    raw[:, second] + more["color"], SECOND_OPACITY, kept[:, second],
                 )
             )
         batch, size = len(raw), tables.size
@@ -193,17 +211,21 @@ class LiteNetwork(nn.Module):
         texture = texture.index_copy(1, tables.texel[first], torch.sigmoid(raw[:, first]))
         return NetworkOutput(None, tuple(layers), texture.view(batch, size, size, 3).permute(0, 3, 1, 2))
 
-    def _surface_inputs(self, view: SurfaceView) -> Tensor:
-        """(B, K, 23) what is known at the texels without weights."""
+    def _surface_inputs(self, view: SurfaceView, prior: SurfacePrior | None) -> Tensor:
+        """(B, K, 20), and 8 more with a prior: what is known at the texels without weights."""
         tables, first = self.tables, self.tables.first
         seen = view.visible[:, first, None].float()
         mirrored = view.mirrored[:, first, None].float()
         position = (2 * tables.position[first]).expand(len(seen), -1, -1)
+        more = []
+        if prior is not None:
+            # Centimetres are of the size of the other inputs.
+            more = [prior.texture, prior.observed, 20 * prior.offsets, prior.known]
         return torch.cat(
             [
                 view.colors[:, first] * seen, seen, view.mirror_colors[:, first] * mirrored,
                 mirrored, view.filled[:, first], view.inside[:, first, None].float(), view.person[:, first],
-                view.normals[:, first], view.facing[:, first], position,
+                view.normals[:, first], view.facing[:, first], position, *(part[:, first] for part in more),
             ],
             -1,
         )
@@ -215,14 +237,20 @@ class LiteNetwork(nn.Module):
             base = nn.functional.interpolate(base, (size, size), mode="bilinear", align_corners=False)
         return _rows(base)[:, self.tables.texel[self.tables.first]].expand(batch, -1, -1)
 
-    def _colors(self, view: SurfaceView, head: dict[str, Tensor]) -> Tensor:
+    def _colors(self, view: SurfaceView, prior: SurfacePrior | None, head: dict[str, Tensor]) -> Tensor:
         """(B, M, 3) raw colours: a mix of the seen, the mirrored and a predicted one, in the units that one
         sigmoid turns into RGB."""
-        seen, mirrored = view.visible, view.mirrored
-        bias = TRUST * torch.stack([seen, mirrored & ~seen, torch.zeros_like(seen)], -1)
+        seen, mirrored, start = view.visible, view.mirrored, view.filled
+        trusted = torch.zeros_like(seen)
+        if prior is not None:
+            known = prior.known[..., 0] > 0
+            start = torch.where(known[..., None], prior.texture, start)
+            # The eyes are sampled more finely than the prior's texels.
+            trusted = known & ~(seen & self.tables.inner)
+        bias = TRUST * torch.stack([seen & ~trusted, mirrored & ~seen & ~trusted, trusted], -1)
         absent = torch.stack([~seen, ~mirrored, torch.zeros_like(seen)], -1)
         weights = (head["mix"] + bias).masked_fill(absent, -torch.inf).softmax(-1)
-        predicted = torch.sigmoid(_logit(view.filled) + head["color"])
+        predicted = torch.sigmoid(_logit(start) + head["color"])
         color = (
             weights[..., :1] * view.colors
             + weights[..., 1:2] * view.mirror_colors
@@ -235,21 +263,20 @@ class LiteNetwork(nn.Module):
         frames: SmoothFrames,
         chosen: Tensor | slice,
         offsets: Tensor,
+        turns: Tensor,
+        discs: Tensor,
         head: dict[str, Tensor],
         raw: Tensor,
         opacity: float,
-        spacing: Tensor,
         kept: Tensor,
     ) -> UVGaussians:
         """One layer in the units of Eq. 3."""
         tables = self.tables
         factor = torch.exp(SCALE_RANGE * torch.tanh(head["scale"]))
-        start = torch.cat([DISC * spacing, torch.full_like(spacing[..., :1], THICKNESS)], -1)
-        turn = torch.cat([torch.ones_like(head["turn"][..., :1]), 0.5 * torch.tanh(head["turn"])], -1)
+        start = torch.cat([discs, torch.full_like(discs[..., :1], THICKNESS)], -1)
         face_ids = tables.face_ids[chosen]
         local, rotations, scales = to_triangle_units(
-            frames, face_ids, frames.rotation[:, chosen], offsets,
-            nn.functional.normalize(turn, dim=-1), start * factor,
+            frames, face_ids, frames.rotation[:, chosen], offsets, turns, start * factor
         )
         return UVGaussians(
             face_ids=face_ids,
@@ -260,6 +287,12 @@ class LiteNetwork(nn.Module):
             opacities=torch.sigmoid(head["opacity"] + opacity) * kept,
             features=torch.cat([raw, head["latent"]], -1),
         )
+
+
+def _turns(raw: Tensor) -> Tensor:
+    """(B, M, 3) -> unit quaternions, the identity at 0, by at most 53 degrees about each axis."""
+    turn = torch.cat([torch.ones_like(raw[..., :1]), 0.5 * torch.tanh(raw)], -1)
+    return nn.functional.normalize(turn, dim=-1)
 
 
 def _check_size(size: int) -> None:

@@ -78,6 +78,7 @@ class UVTables(nn.Module):
         face_ids, barycentrics: (M,), (M, 3) where the Gaussians sit.
         texel: (M,) flat index row * size + column of the texel whose prediction a Gaussian takes.
         first: (K,) the Gaussian that stands for a texel in the UV network's input; its texel is texel[first].
+        split: (M,) so many Gaussians a side share the texel.
         disc: (M,) side of what a Gaussian stands for, in texels (larger beside seams).
         position: (M, 3) on the neutral template in the T pose, metres.
         mirror, mirrored: (M,) the Gaussian at the left-right mirrored place, and whether there is one.
@@ -123,12 +124,11 @@ class UVTables(nn.Module):
         count = torch.ones(len(face_ids), dtype=torch.long)
         count[_eye_fronts(template, rest, face_ids, barycentrics)] = EYE_SPLIT
         count[lids[face_ids] > 1] = LID_SPLIT
-        parts = [_split(n, count == n, face_ids, barycentrics, texel, disc, jacobian) for n in count.unique()]
+        sides = [int(n) for n in count.unique()]
+        parts = [_split(n, count == n, face_ids, barycentrics, texel, disc, jacobian) for n in sides]
         start = torch.tensor([0, *(len(part[0]) for part in parts)]).cumsum(0)
-        steps = [int(n) ** 2 for n in count.unique()]
-        first = torch.cat(
-            [torch.arange(a, b, n) for a, b, n in zip(start[:-1], start[1:], steps, strict=True)]
-        )
+        first = torch.cat([torch.arange(*start[i : i + 2], n * n) for i, n in enumerate(sides)])
+        split = torch.cat([torch.full((len(p[0]),), n) for n, p in zip(sides, parts, strict=True)])
         face_ids, barycentrics, texel, disc = (torch.cat(column) for column in zip(*parts, strict=True))
         # Lids are sized for shut eyes.
         disc = disc * lids[face_ids].sqrt()
@@ -152,6 +152,7 @@ class UVTables(nn.Module):
             "barycentrics": barycentrics,
             "texel": texel,
             "first": first,
+            "split": split,
             "disc": disc,
             "position": position,
             "mirror": mirror,
@@ -186,7 +187,7 @@ def _texel_jacobian(template: Template, size: int) -> Tensor:
 
 
 def _split(
-    count: Tensor,
+    n: int,
     chosen: Tensor,
     face_ids: Tensor,
     barycentrics: Tensor,
@@ -194,9 +195,8 @@ def _split(
     disc: Tensor,
     jacobian: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``count`` x ``count`` samples for each of the chosen texels, those of one texel in a row; they may
+    """``n`` x ``n`` samples for each of the chosen texels, those of one texel in a row; they may
     lie a little outside the face. The middle one stands for the texel where there is one."""
-    n = int(count)
     steps = (torch.arange(n) + 0.5) / n - 0.5
     down, right = torch.meshgrid(steps, steps, indexing="ij")
     steps = torch.stack([right.ravel(), down.ravel()], 1)
