@@ -116,8 +116,10 @@ def _import(action: Import) -> None:
             action.checkpoint, progress, name=action.name, strict=not action.lenient, template=template
         )
         progress("writing", 0, 1)
-        saved = save_weights(weights, precision="float16" if action.half else "float32")
-    notes = list(saved.provenance["notes"])
+        save_weights(weights, precision="float16" if action.half else "float32")
+    provenance = weights.provenance
+    del weights  # before what was written is read for the summary
+    notes = list(provenance["notes"])
     if template is None:
         notes.append(
             f"These weights need the template '{OFFICIAL_TEMPLATE}', which is not installed yet. Add your "
@@ -126,7 +128,7 @@ def _import(action: Import) -> None:
         )
     warn(notes)
     say(f"{action.checkpoint.name} -> {path}")
-    _describe_left_out(saved.provenance)
+    _describe_left_out(provenance)
     say()
     _info(action.name)
 
