@@ -393,6 +393,8 @@ def test_parts_that_do_not_go_together_are_refused():
         build_network(replace(config, uv_branch=replace(config.uv_branch, kind="residual")), tiny_template())
     with pytest.raises(InputError, match="hidden"):
         build(replace(config, uv_branch=replace(config.uv_branch, collapsed_texels="hidden")))
+    with pytest.raises(InputError, match="prior"):
+        build(replace(config, uv_branch=replace(config.uv_branch, prior="baseline")))
     with pytest.raises(InputError, match="second UV layer"):
         build(replace(config, uv_branch=replace(config.uv_branch, second_layer=True)))
 

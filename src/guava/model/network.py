@@ -110,6 +110,10 @@ class GuavaNetwork(nn.Module):
                 "A second UV layer belongs to the UV branch 'residual'.",
                 "Set uv_branch.second_layer to False.",
             )
+        if uv.prior != "none":
+            raise InputError(
+                "A prior belongs to the UV branch 'residual'.", "Set uv_branch.prior to 'none'."
+            )
         if branch is None and not config.ablation.uv_gaussians:
             raise InputError("Without template branch and UV Gaussians nothing is left to predict.")
         self.config = config
