@@ -43,7 +43,8 @@ def framing(
     It is the part of the avatar's crop that lies in the photo, made square. Where the photo cuts the person
     (below the chest, say), the frame ends too, so that nothing that was made up becomes the subject. If the
     person's hands rise above the lower edge in ``poses`` and leave the frame, it widens upwards and sideways
-    until they are in.
+    until they are in. Where the photo shows the person down to the ankles, head and legs are kept in the
+    frame too, and it widens downwards as well.
 
     Args:
         avatar: Whom to frame.
@@ -65,21 +66,30 @@ def framing(
     width = max(right - left, bottom - top)
     center, top = (left + right) / 2, bottom - width
 
-    if poses is not None and any(hands):
+    if poses is not None:
         names = [
             f"{s}_{part}"
             for s, wanted in zip(("left", "right"), hands, strict=True)
             if wanted
             for part in ("elbow", "wrist", "index3", "middle3", "ring3", "pinky3", "thumb3")
         ]
+        ankles = [template.joint(f"{s}_ankle") for s in ("left", "right")]
+        stood = joint_pixels(avatar, template, source.pose, source.camera)[0, ankles]
+        standing = bool(((stood > torch.tensor([left, top])) & (stood < torch.tensor([right, bottom]))).all())
+        room = 0.15 * width  # sleeves and fingers reach beyond the joints
+        if standing:
+            legs = ("knee", "ankle", "foot")
+            names += ["head", *(f"{s}_{part}" for s in ("left", "right") for part in legs)]
+            room = 0.12 * width  # crown and toes, in a frame of about the person's height
         points = joint_pixels(avatar, template, poses, source.camera)[:, [template.joint(n) for n in names]]
         points = points.reshape(-1, 2)
-        points = points[points[:, 1] < bottom]
+        if not standing:
+            points = points[points[:, 1] < bottom]
         if len(points):
-            room = 0.15 * width  # sleeves and fingers reach beyond the joints
             low, high = points.amin(0) - room, points.amax(0) + room
             x0, x1 = min(center - width / 2, float(low[0])), max(center + width / 2, float(high[0]))
             top = min(top, float(low[1]))
+            bottom = max(bottom, float(high[1])) if standing else bottom
             width = max(x1 - x0, bottom - top)
             center = (x0 + x1) / 2
             top = bottom - width
