@@ -167,7 +167,7 @@ def test_generators_by_name_and_their_settings(weights, shot):
     assert {"baseline", "official", "paper", "lite"} <= set(GENERATORS)
     stages = Stages(STAGES)
     made = reconstruct(shot.photo, shot.tracked, model="official", weights=weights, stages=stages)
-    assert made.provenance.generator == "official" and set(stages.seconds) == set(STAGES)
+    assert made.provenance.generator == "official" and set(stages.seconds) == {*STAGES} - {"prior"}
     with pytest.raises(InputError, match="no setting 'colour'.*weights"):
         reconstruct(shot.photo, shot.tracked, model="official", colour=3)
     with pytest.raises(InputError, match="twice"):
@@ -194,6 +194,21 @@ def test_other_presets_run_the_same_way(name, template, shot):
         rest = made.gaussians.positions[seen]
         colors = 0.5 + 0.35 * torch.sin(rest * torch.tensor([9.0, 7, 5]) + torch.tensor([0.0, 1, 2]))
         assert (made.gaussians.features[seen, :3] - colors).abs().mean() < 0.06
+
+
+def test_a_network_may_start_from_the_baselines_avatar(template, shot):
+    config = tiny_config("lite")
+    config = replace(config, uv_branch=replace(config.uv_branch, prior="baseline"))
+    stages = Stages(STAGES)
+    generator = Generator(random_weights(config, template, 0), template)
+    made = generator.avatar(shot.photo, shot.tracked, matting="tracker", stages=stages)
+    assert set(stages.seconds) == {*STAGES} - {"weights"}
+    # The back, which the photo does not show, has the baseline's colours instead of grey ones.
+    baseline = reconstruct(shot.photo, shot.tracked)
+    back = made.gaussians.positions[:, 2] < made.gaussians.positions[:, 2].quantile(0.1)
+    behind = baseline.gaussians.positions[:, 2] < baseline.gaussians.positions[:, 2].quantile(0.1)
+    ours, theirs = made.gaussians.features[back, :3], baseline.gaussians.features[behind, :3]
+    assert (ours.mean(0) - theirs.mean(0)).abs().max() < 0.08
 
 
 def test_without_weights_it_says_how_to_get_them(shot, tmp_path, monkeypatch):

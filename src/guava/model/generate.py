@@ -27,7 +27,7 @@ from guava.model.baseline.assemble import SIDES, hands_seen
 from guava.model.config import Ablation, GuavaConfig, preset
 from guava.model.network import build_network, build_refiner
 from guava.model.outputs import NetworkOutput
-from guava.model.source import SourceBatch
+from guava.model.source import SourceBatch, SurfacePrior
 from guava.model.stages import Progress, Stages
 from guava.model.weights import (
     Weights,
@@ -40,7 +40,8 @@ from guava.model.weights import (
 from guava.photo import Photo
 from guava.tracking.sequence import TrackedSequence
 
-STAGES = ("weights", "pose", "matte", "network", "assemble")
+STAGES = ("weights", "pose", "matte", "prior", "network", "assemble")
+"""Of a reconstruction; "prior" only where the network starts from another generator's avatar."""
 
 RANDOM = "random:"
 """Weights of this name are random numbers, "random:SEED": for developers. Nothing is random by default."""
@@ -206,6 +207,9 @@ class Generator:
         with stages("matte"):
             picture = source_picture(photo, tracked, template, frame, matting)
             source = source_batch(view, picture, config.encoder.image_size)
+        if config.uv_branch.prior == "baseline":
+            with stages("prior"):
+                source = replace(source, prior=self._baseline(photo, tracked, view, frame))
         with stages("network"):
             output = self.predict(source, noise=noise)
             _synchronize(self.device)
@@ -293,6 +297,17 @@ class Generator:
             guessed=view.guessed,
         )
         return Seen(seen.template.to(self.device), tuple(texels.to(self.device) for texels in seen.uv))
+
+    def _baseline(
+        self, photo: Photo, tracked: TrackedSequence, view: PosedSource, frame: int
+    ) -> SurfacePrior:
+        """What the learning-free generator makes of the photo, as maps."""
+        from guava.model.baseline import reconstruct_baseline
+        from guava.model.lite import avatar_prior, uv_tables
+
+        made = reconstruct_baseline(photo, tracked, template=self.template, frame=frame)
+        tables = uv_tables(self.template, self.config.uv_branch.size)
+        return avatar_prior(made.gaussians, view.rest_vertices, self.template.uv, tables)
 
     def _source_record(self, photo: Photo, tracked: TrackedSequence, frame: int) -> SourceView:
         return SourceView(
@@ -430,8 +445,13 @@ def _resized(image: Tensor, size: int) -> Tensor:
 
 def to_device(source: SourceBatch, device: torch.device) -> SourceBatch:
     """The same batch on another device."""
-    values = {f.name: getattr(source, f.name) for f in fields(source)}
-    return replace(source, **{name: v.to(device) for name, v in values.items() if v is not None})
+
+    def moved(value):
+        if isinstance(value, SurfacePrior):
+            return replace(value, **{f.name: getattr(value, f.name).to(device) for f in fields(value)})
+        return None if value is None else value.to(device)
+
+    return replace(source, **{f.name: moved(getattr(source, f.name)) for f in fields(source)})
 
 
 def _synchronize(device: torch.device) -> None:
