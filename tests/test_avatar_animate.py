@@ -297,6 +297,29 @@ def test_cameras_from_everywhere(folder, monkeypatch):
     assert main(["render", "a.guava", "-o", "x.png", "--over", "photo.png", "--frame", "body"]) == 2
 
 
+def test_a_tracked_clip_drives_before_its_own_camera(folder, template, monkeypatch, capsys):
+    import json
+
+    from guava.photo import VideoReader
+    from guava.tracking.file import save_tracked
+
+    monkeypatch.chdir(folder)
+    tracked = scene(template).tracked
+    save_tracked(replace(tracked, media=replace(tracked.media, width=256, height=128)), "driver.motion")
+    base = ["animate", "a.guava", "--motion", "driver.motion", "--size", "64", "--coarse"]
+    for camera, shape in (("target", (64, 64)), ("video", (32, 64)), ("source", (64, 64))):
+        assert main([*base, "--camera", camera, "-o", "d.mp4"]) == 0
+        (frame,) = [f.pixels for f in VideoReader(folder / "d.mp4")]
+        assert frame.shape == (*shape, 3) and (frame < 200).mean() > 0.05
+        beside = json.loads((folder / "d.mp4.json").read_text())
+        assert beside["settings"]["camera"] == camera and beside["frames"] == 1
+    capsys.readouterr()
+    assert main([*base, "--camera", "target", "--yaw", "20", "-o", "d.mp4"]) == 2
+    assert "--yaw does not go with --camera target" in capsys.readouterr().err
+    assert main(["animate", "a.guava", "--motion", "talk", "--camera", "video", "-o", "d.mp4"]) == 2
+    assert "guava track" in capsys.readouterr().err
+
+
 def test_baseline_refuses_what_is_for_networks(template, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     save_avatar(small_avatar(template), "plain.guava")

@@ -13,6 +13,7 @@ from guava.commands.console import bar, check_output, parse_color, say, warn, wr
 if TYPE_CHECKING:
     from guava.avatar import Animator, Avatar
     from guava.body import Template
+    from guava.camera import Camera
     from guava.motion import Motion, Performance
 
 
@@ -46,6 +47,10 @@ class Config:
     """Degrees that the camera moves to its right, round the head."""
     pitch: float = 0.0
     """Degrees that the camera moves up."""
+    camera: Literal["photo", "target", "video", "source"] = "photo"
+    """Whose camera sees it. "photo": that of the avatar's photo, framed. The others are reenactments by a
+    tracked motion file as in the paper: "target" the driver's own square crop, "video" the driver's whole
+    picture, "source" the avatar's square crop."""
     orbit: Literal["none", "round", "official"] = "none"
     """Also move the camera: "round" once round the person; "official" swings in front of them as in the
     videos of the paper's authors, once in 120 frames."""
@@ -86,10 +91,14 @@ def run(config: Config) -> None:
         raise InputError(f"--fps {config.fps:g} is outside 1 to 240.")
     avatar, template = open_avatar(config.avatar, config.template)
     animator = open_animator(avatar, template, config)
-    motion, anchor = find_motion(config.motion, template, config.seed)
-    if config.anchor != "auto":
-        anchor = config.anchor
-    performance = perform(motion, avatar, template, anchor, config.arms, config.fps, config.seconds)
+    views = None
+    if config.camera == "photo":
+        motion, anchor = find_motion(config.motion, template, config.seed)
+        if config.anchor != "auto":
+            anchor = config.anchor
+        performance = perform(motion, avatar, template, anchor, config.arms, config.fps, config.seconds)
+    else:
+        performance, views = follow_driver(config, avatar, template)
     warn(performance.notes)
     rate = render_video(
         avatar,
@@ -103,6 +112,7 @@ def run(config: Config) -> None:
         animator=animator,
         orbit=config.orbit,
         frame=config.frame,
+        views=views,
     )
     count = performance.pose.joints.shape[0]
     write_sidecar(
@@ -217,6 +227,39 @@ def perform(
     return performance
 
 
+def follow_driver(config: Config, avatar: Avatar, template: Template) -> tuple[Performance, list[Camera]]:
+    """The avatar in the frames of a tracked motion file, and a camera for each.
+
+    Raises:
+        InputError: Settings that contradict the driver's camera.
+        FileFormatError: The motion did not come from tracking.
+    """
+    from guava.errors import InputError
+    from guava.motion import CLIP_NAMES, Performance, reenact
+    from guava.tracking.file import load_tracked
+
+    if config.motion in CLIP_NAMES:
+        raise InputError(
+            f"--camera {config.camera} needs a tracked motion file, and '{config.motion}' is a clip of ours.",
+            "Track a video: guava track VIDEO -o M.motion",
+        )
+    default = Config(avatar=config.avatar, output=config.output)
+    for name in ("yaw", "pitch", "orbit", "frame", "fps", "arms", "anchor", "seed"):
+        if getattr(config, name) != getattr(default, name):
+            raise InputError(f"--{name} does not go with --camera {config.camera}.", "Leave one of them out.")
+    done = reenact(avatar, load_tracked(config.motion), template, camera=config.camera)
+    fps = done.fps or 25.0
+    count = len(done)
+    if config.seconds is not None:
+        if config.seconds <= 0:
+            raise InputError(f"--seconds {config.seconds:g} is not a length.")
+        count = min(count, max(1, round(config.seconds * fps)))
+    zoom = config.size / max(done.camera.width, done.camera.height)
+    size = round(done.camera.width * zoom), round(done.camera.height * zoom)
+    views = [done.camera[t].resized(*size) for t in range(count)]
+    return Performance(done.pose[:count], fps, False, (True, True), done.notes), views
+
+
 def render_video(
     avatar: Avatar,
     template: Template,
@@ -231,9 +274,11 @@ def render_video(
     animator: Animator | None = None,
     orbit: str = "none",
     frame: str = "photo",
+    views: list[Camera] | None = None,
 ) -> float:
     """Render and encode, frame by frame; returns frames a second. ``animator`` is made without it; ``orbit``
-    and ``frame`` are those of :class:`Config`."""
+    and ``frame`` are those of :class:`Config`; ``views``, one camera a frame, take the place of both and of
+    the angles."""
     from guava.avatar import Animator, over
     from guava.avatar.framing import framing, pivot, samples
     from guava.avatar.views import RELEASE_DYNAMIC_FRAMES, avatar_release_orbit, turntable
@@ -243,18 +288,21 @@ def render_video(
 
     animator = animator or Animator(avatar, template)
     count = performance.pose.joints.shape[0]
-    if frame == "photo":
-        camera = framing(avatar, template, size, poses=performance.pose, hands=performance.arms)
-        center = pivot(avatar, template)
-    else:
-        camera, center = frame_view(animator, template, performance.pose[:1], size, frame)
-    camera = orbited(camera, center, yaw, pitch)
-    if orbit == "official":
-        period = RELEASE_DYNAMIC_FRAMES
-        views = [avatar_release_orbit(avatar, template, period, t).resized(size, size) for t in range(period)]
-    else:
-        views = list(turntable(camera, center, count)) if orbit == "round" else [camera]
-    with VideoWriter(output, performance.fps, (size, size)) as writer:
+    if views is None:
+        if frame == "photo":
+            camera = framing(avatar, template, size, poses=performance.pose, hands=performance.arms)
+            center = pivot(avatar, template)
+        else:
+            camera, center = frame_view(animator, template, performance.pose[:1], size, frame)
+        camera = orbited(camera, center, yaw, pitch)
+        views = [camera]
+        if orbit == "round":
+            views = list(turntable(camera, center, count))
+        elif orbit == "official":
+            period = RELEASE_DYNAMIC_FRAMES
+            swing = (avatar_release_orbit(avatar, template, period, t) for t in range(period))
+            views = [view.resized(size, size) for view in swing]
+    with VideoWriter(output, performance.fps, (views[0].width, views[0].height)) as writer:
         with bar(range(count), desc=description, unit="frame") as frames:
             for t in frames:
                 view = views[t % len(views)]
