@@ -164,7 +164,7 @@ def _landmarks(
 ) -> tuple[dict[str, LandmarkEmbedding], int]:
     """"ibug68" and "mediapipe478" on the body's faces, and how many points had to move to another face."""
     full, mp = found["landmarks"], found["mediapipe"]
-    on_body = _FaceFinder(body, head, flame_ids)
+    on_body = FaceFinder(body, head, flame_ids)
     weights = torch.ones(68)
     weights[:17] = _CONTOUR
     weights[7:10] = _CHIN
@@ -182,7 +182,7 @@ def _landmarks(
     return {"ibug68": ibug, "mediapipe478": LandmarkEmbedding(faces, barycentrics, weights)}, on_body.moved
 
 
-class _FaceFinder:
+class FaceFinder:
     """Points on FLAME's faces as points on SMPL-X's faces of the same vertices.
 
     Where SMPL-X has no such face, the nearest point of its neutral head is taken.

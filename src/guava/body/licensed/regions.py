@@ -111,7 +111,7 @@ def _hollows(
 
 
 def _seen(
-    vertices: np.ndarray, faces: np.ndarray, around: np.ndarray, directions: int = 40, size: int = 512
+    vertices: np.ndarray, faces: np.ndarray, around: np.ndarray, directions: int = 24, size: int = 384
 ) -> np.ndarray:
     """(V,) bool: vertices of which a camera sees at least a third of the faces from ``directions`` round the
     vertices ``around``. (One face of many may shine through a thin wall.)"""
@@ -121,6 +121,8 @@ def _seen(
     middle = (vertices[around].min(0) + vertices[around].max(0)) / 2
     centred = torch.from_numpy(vertices - middle).float()
     reach = float(centred[around].norm(dim=1).max()) * 1.02
+    near = (centred.norm(dim=1) < 1.3 * reach).numpy()[faces].any(1)
+    faces = faces[near]
     triangles = torch.from_numpy(faces)
     camera = Camera.frontal(size)
     away = torch.tensor([0, 0, -reach * 24.0])

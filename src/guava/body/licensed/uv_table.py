@@ -24,9 +24,7 @@ def uv_table(uv: np.ndarray, uv_faces: np.ndarray, size: int = 512) -> tuple[np.
         areas divided by their sum plus 1e-6. [Q] Texels of faces that rounding collapsed have all zeros.
     """
     corners = np.rint(np.asarray(uv, np.float64) * size).astype(np.int64)[uv_faces]  # ties to even
-    table = np.full((size, size), -1, np.int32)
-    for face, (p, q, r) in enumerate(corners.tolist()):
-        fill_triangle(table, p, q, r, face)
+    table = filled_triangles(corners, size)
     rows, columns = np.nonzero(table >= 0)
     at = np.stack([columns, rows], 1).astype(np.float64)
     a, b, c = corners[table[rows, columns]].astype(np.float64).transpose(1, 0, 2)
@@ -40,51 +38,79 @@ def uv_table(uv: np.ndarray, uv_faces: np.ndarray, size: int = 512) -> tuple[np.
     return table, barycentrics
 
 
-def fill_triangle(table: np.ndarray, p: list[int], q: list[int], r: list[int], value: int) -> None:
-    """Fill a triangle with integer corners (column, row), outline included, as OpenCV's filled contours do.
+def filled_triangles(corners: np.ndarray, size: int) -> np.ndarray:
+    """Triangles with integer corners, outlines included, one over the other as OpenCV's filled contours.
 
-    The pixels are those inside, and those of the three edges drawn as lines. (For triangles that reach out
-    of the picture OpenCV's insides differ by single pixels; the atlas has none but teeth that end at row 512,
-    where they do not.)
+    The pixels of a triangle are those inside, and those of its three edges drawn as lines. (For triangles
+    that reach out of the picture OpenCV's insides differ by single pixels; the atlas has none but teeth that
+    end at row 512, where they do not.)
+
+    Args:
+        corners: (F, 3, 2) column and row.
+        size: Side of the square picture.
+
+    Returns:
+        (size, size) int32 index of the last triangle that covers a pixel, -1 where none does.
     """
-    height, width = table.shape
-    left, right = max(min(p[0], q[0], r[0]), 0), min(max(p[0], q[0], r[0]), width - 1)
-    top, bottom = max(min(p[1], q[1], r[1]), 0), min(max(p[1], q[1], r[1]), height - 1)
-    if left > right or top > bottom:
-        return
-    if right - left > 1 and bottom - top > 1:
-        x, y = np.arange(left, right + 1), np.arange(top, bottom + 1)[:, None]
-        sides = [
-            (t[0] - s[0]) * (y - s[1]) - (t[1] - s[1]) * (x - s[0]) for s, t in ((p, q), (q, r), (r, p))
-        ]
-        inside = ((sides[0] > 0) & (sides[1] > 0) & (sides[2] > 0)) | (
-            (sides[0] < 0) & (sides[1] < 0) & (sides[2] < 0)
-        )
-        table[top : bottom + 1, left : right + 1][inside] = value
-    for s, t in ((r, p), (p, q), (q, r)):
-        for column, row in line(s, t, width, height):
-            table[row, column] = value
+    table = np.full(size * size, -1, np.int32)
+    for faces, columns, rows in (_insides(corners, size), _outlines(corners, size)):
+        np.maximum.at(table, rows * size + columns, faces.astype(np.int32))
+    return table.reshape(size, size)
 
 
-def line(start: list[int], end: list[int], width: int, height: int) -> list[tuple[int, int]]:
-    """Pixels (column, row) of a line within a picture: one for every step along its longer axis.
+def _insides(corners: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Face, column and row of every pixel strictly inside a triangle."""
+    low, high = corners.min(1).clip(0), corners.max(1).clip(None, size - 1)
+    extent = (high - low + 1).clip(0)
+    count = extent.prod(1)
+    faces, place = _counted(count)
+    columns = low[faces, 0] + place % extent[faces, 0]
+    rows = low[faces, 1] + place // extent[faces, 0]
+    sides = []
+    for k in range(3):
+        s, t = corners[faces, k], corners[faces, (k + 1) % 3]
+        sides.append((t - s)[:, 0] * (rows - s[:, 1]) - (t - s)[:, 1] * (columns - s[:, 0]))
+    inside = ((sides[0] > 0) & (sides[1] > 0) & (sides[2] > 0)) | (
+        (sides[0] < 0) & (sides[1] < 0) & (sides[2] < 0)
+    )
+    return faces[inside], columns[inside], rows[inside]
 
-    From the left to the right, whatever the order of its ends; halves stay with the step before.
+
+def _outlines(corners: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Face, column and row of every pixel of the triangles' edges.
+
+    A line has one pixel for every step along its longer axis, from the left to the right whatever the order
+    of its ends; halves stay with the step before.
     """
-    clipped = _clip(*start, *end, width - 1, height - 1)
-    if clipped is None:
-        return []
-    x, y, x1, y1 = clipped
-    if x1 < x:
-        x, y, x1, y1 = x1, y1, x, y
-    dx, dy, down = x1 - x, abs(y1 - y), 1 if y1 >= y else -1
-    steep = dy > dx
-    long, short = (dy, dx) if steep else (dx, dy)
-    out = []
-    for step in range(long + 1):
-        aside = (2 * step * short + long - 1) // (2 * long) if long else 0
-        out.append((x + aside, y + down * step) if steep else (x + step, y + down * aside))
-    return out
+    ends = np.concatenate([corners[:, [2, 0]], corners[:, [0, 1]], corners[:, [1, 2]]])
+    of_face = np.tile(np.arange(len(corners)), 3)
+    outside = ((ends < 0) | (ends >= size)).any((1, 2))
+    keep = np.ones(len(ends), bool)
+    for i in np.nonzero(outside)[0]:
+        clipped = _clip(*ends[i].ravel().tolist(), size - 1, size - 1)
+        keep[i] = clipped is not None
+        if clipped is not None:
+            ends[i] = np.reshape(clipped, (2, 2))
+    ends, of_face = ends[keep], of_face[keep]
+    leftwards = ends[:, 1, 0] < ends[:, 0, 0]
+    ends[leftwards] = ends[leftwards][:, ::-1]
+    step = ends[:, 1] - ends[:, 0]
+    steep = np.abs(step[:, 1]) > step[:, 0]
+    long, short = np.abs(step).max(1), np.abs(step).min(1)
+    lines, along = _counted(long + 1)
+    # Rounding short / long * along, halves down.
+    aside = (2 * along * short[lines] + (long[lines] - 1).clip(0)) // (2 * long[lines]).clip(1)
+    down = np.where(step[lines, 1] >= 0, 1, -1)
+    start = ends[lines, 0]
+    columns = start[:, 0] + np.where(steep[lines], aside, along)
+    rows = start[:, 1] + down * np.where(steep[lines], along, aside)
+    return of_face[lines], columns, rows
+
+
+def _counted(count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Index i count[i] times, and 0, 1, ... within each."""
+    index = np.repeat(np.arange(len(count)), count)
+    return index, np.arange(len(index)) - np.repeat(np.cumsum(count) - count, count)
 
 
 def _clip(x0: int, y0: int, x1: int, y1: int, right: int, bottom: int) -> tuple[int, int, int, int] | None:
