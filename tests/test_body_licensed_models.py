@@ -21,6 +21,7 @@ from guava.body import EHM, Identity, Pose, canonical_vertices, load_template, p
 from guava.body.licensed import (
     NATURAL_TEETH,
     TABLES,
+    arrays,
     convert,
     read_flame,
     read_smplx,
@@ -140,16 +141,22 @@ def test_wrong_models_are_named(tmp_path, name, content, message):
     assert name in str(error.value) and "smpl-x.is.tue.mpg.de" in str(error.value)
 
 
-def write_flame(path, sources, **changes) -> None:
+def flame_arrays(sources, **changes) -> dict:
     arrays = {n: getattr(sources.flame, n) for n in synthetic.Model.__dataclass_fields__}
-    arrays["shapedirs"] = arrays["shapedirs"].astype(np.float16)  # the largest, and of no interest here
     arrays.update(changes)
-    path.write_bytes(pickle.dumps({k: v for k, v in arrays.items() if v is not None}, protocol=2))
+    return {k: v for k, v in arrays.items() if v is not None}
 
 
-def test_every_array_of_a_model_is_checked(tmp_path, sources):
+def write_flame(path, sources, **changes) -> None:
+    path.write_bytes(pickle.dumps(flame_arrays(sources, **changes), protocol=2))
+
+
+def test_every_array_of_a_model_is_checked(tmp_path, sources, monkeypatch):
     f, path = sources.flame, tmp_path / "generic_model.pkl"
-    write_flame(path, sources)
+    content: dict = {}
+    monkeypatch.setattr(arrays, "read_arrays", lambda path: content)
+    path.touch()
+    content.update(flame_arrays(sources))
     read_flame(path)
     tree, faces = f.kintree_table.copy(), f.f.copy()
     tree[0, 2], faces[7, 1] = 0, 5023
@@ -165,9 +172,11 @@ def test_every_array_of_a_model_is_checked(tmp_path, sources):
         ({"f": f.f.astype(float)}, "array of integers"),
         ({"v_template": f.v_template * 1000}, "size in metres"),
     ):
-        write_flame(path, sources, **changes)
+        content.clear()
+        content.update(flame_arrays(sources, **changes))
         with pytest.raises(FileFormatError, match=message):
             read_flame(path)
+    monkeypatch.undo()
     path.write_bytes(pickle.dumps([1, 2], protocol=2))
     with pytest.raises(FileFormatError, match="no named arrays"):
         read_flame(path)
@@ -208,7 +217,14 @@ def test_tables_are_found_by_name_and_content(files, sources, tmp_path):
         a["uv"]["uv_faces"], sources.uv_faces
     )
     assert np.array_equal(a["landmarks"]["full_faces"], sources.full[0][0])
-    assert np.array_equal(a["landmarks"]["dynamic_faces"], sources.dynamic[0].ravel())
+    older = {
+        "static_lmk_faces_idx": sources.static[0], "static_lmk_bary_coords": sources.static[1],
+        "dynamic_lmk_faces_idx": sources.dynamic[0], "dynamic_lmk_bary_coords": sources.dynamic[1],
+    }  # fmt: skip
+    np.save(tmp_path / "landmark_embedding.npy", older, allow_pickle=True)
+    without = read_tables(tmp_path).arrays["landmarks"]["full_faces"]
+    assert np.array_equal(without, np.concatenate([sources.dynamic[0][0], sources.static[0]]))
+    (tmp_path / "landmark_embedding.npy").unlink()
     assert np.array_equal(a["mediapipe"]["mediapipe_ids"], sources.mediapipe[2])
     # A UV layout is known by its content; an OBJ of something else is left alone.
     (tmp_path / "deep").mkdir()

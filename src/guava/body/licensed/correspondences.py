@@ -115,7 +115,7 @@ def _embedding(name: str, faces: Any, barycentrics: Any, count: int, path: Path,
     faces = faces.reshape(-1) if faces.size == count else faces
     barycentrics = barycentrics.reshape(-1, 3) if barycentrics.size == 3 * count else barycentrics
     bary = _numbers(barycentrics, path, (count, 3), what)
-    if np.abs(bary.sum(1) - 1).max() > 1e-2 or bary.min() < -0.05:
+    if np.abs(bary.sum(1) - 1).max() > 0.05:
         raise FileFormatError(f"'{path}' is not {what}: its barycentric weights do not sum to one.")
     return {
         f"{name}_faces": _integers(faces, path, (count,), HEAD_FACES, what),
@@ -124,6 +124,7 @@ def _embedding(name: str, faces: Any, barycentrics: Any, count: int, path: Path,
 
 
 def _read_landmarks(paths: list[Path]) -> Arrays:
+    """The 68 fixed points; without them, the 51 inner ones and the outline of a head seen from the front."""
     what, path = "FLAME's landmark embedding", paths[0]
     content = _mapping(path, what)
 
@@ -133,7 +134,13 @@ def _read_landmarks(paths: list[Path]) -> Arrays:
             _entry(content, f"{name}_lmk_bary_coords", path, what), count, path, what,
         )  # fmt: skip
 
-    return one("static", 51) | one("dynamic", 79 * 17) | one("full", 68)
+    if "full_lmk_faces_idx" in content:
+        return one("full", 68)
+    inner, outline = one("static", 51), one("dynamic", 79 * 17)
+    return {
+        f"full_{part}": np.concatenate([outline[f"dynamic_{part}"][:17], inner[f"static_{part}"]])
+        for part in ("faces", "barycentrics")
+    }
 
 
 def _read_mediapipe(paths: list[Path]) -> Arrays:
@@ -273,48 +280,38 @@ def read_tables(path: Path) -> FoundTables:
     arrays: dict[str, Arrays] = {}
     files: dict[str, dict[str, str]] = {}
     for table in TABLES:
-        found = [_pick(candidates, names) for names in table.files]
-        if any(p is None for p in found) or (only is not None and only not in found):
-            continue
-        if table.name == "uv" and only is None:
-            found = _uv_layouts(candidates, found)
-            if not found:
-                continue
-        arrays[table.name] = table.read(found)
-        files[table.name] = {p.name: sha256(p) for p in found}
+        for found in _candidates(candidates, table, only):
+            try:
+                arrays[table.name] = table.read(found)
+            except FileFormatError:
+                # Without a usual name it may well be something else.
+                if only is None and not _usual(found[0], table):
+                    continue
+                raise
+            files[table.name] = {p.name: sha256(p) for p in found}
+            break
     if not arrays:
         usual = ", ".join(names[0] for table in TABLES for names in table.files)
         raise InputError(f"'{path}' holds none of the tables.", f"Usual names: {usual}.")
     return FoundTables(arrays, files)
 
 
-def _pick(candidates: list[Path], names: tuple[str, ...]) -> Path | None:
-    by_name = {p.name.lower(): p for p in reversed(candidates)}
-    for name in names:
-        if name.startswith("*"):
-            matching = [p for p in candidates if p.suffix.lower() == name[1:]]
-            if matching:
-                return matching[0]
-        elif name.lower() in by_name:
-            return by_name[name.lower()]
-    return None
+def _usual(path: Path, table: Table) -> bool:
+    return path.name.lower() in {name.lower() for names in table.files for name in names}
 
 
-def _uv_layouts(candidates: list[Path], found: list[Path]) -> list[Path]:
-    """A UV layout has no name of its own: any OBJ with SMPL-X's numbers is one."""
-    usual = {name for name in TABLES[3].files[0] if not name.startswith("*")}
-    if found[0].name.lower() in usual:
-        return found
-    for path in candidates:
-        if path.suffix.lower() == ".obj":
-            try:
-                _read_uv([path])
-            except FileFormatError:
-                continue
-            return [path]
-    return []
-
-
-def table(name: str) -> Table:
-    """A table by name."""
-    return next(t for t in TABLES if t.name == name)
+def _candidates(files: list[Path], table: Table, only: Path | None) -> list[list[Path]]:
+    """Sets of files that may hold a table, the likeliest first."""
+    by_name = {p.name.lower(): p for p in reversed(files)}
+    groups: list[list[Path]] = []
+    for names in table.files:
+        found = [by_name[name.lower()] for name in names if name.lower() in by_name]
+        endings = tuple(name[1:] for name in names if name.startswith("*"))
+        found += [p for p in files if endings and p.suffix.lower() in endings and p not in found]
+        groups.append(found)
+    if len(groups) == 1:
+        return [[p] for p in groups[0] if only is None or p == only]
+    if not all(groups):
+        return []
+    first = [group[0] for group in groups]
+    return [first] if only is None or only in first else []
