@@ -15,7 +15,9 @@ from guava.model.generate import (
     STAGES,
     Generator,
     NetworkSettings,
+    collapsed,
     find_weights,
+    in_release_world,
     load_refiner,
     moved_camera,
     prepare,
@@ -54,6 +56,26 @@ def generator(weights, template):
 @pytest.fixture(scope="module")
 def avatar(generator, shot):
     return generator.avatar(shot.photo, shot.tracked, matting="tracker")
+
+
+def test_release_networks_see_the_world_of_the_release(template, shot):
+    view = source_view(shot.tracked, EHM(template))
+    turned = in_release_world(view)
+    # Its tracker's camera has its axes about the world's: R near the identity, so R (0, 0, 1) = (0, 0, 1).
+    torch.testing.assert_close(turned.camera.world_to_camera[:3, :3], torch.eye(3))
+    here, _ = view.camera.project(view.vertices)
+    there, _ = turned.camera.project(turned.vertices)
+    torch.testing.assert_close(here, there, rtol=0, atol=1e-4)
+    assert in_release_world(turned) is turned
+
+
+def test_collapsed_texels_are_told_apart(avatar):
+    g = avatar.gaussians
+    rows = (g.binding == BindingKind.TRIANGLE).nonzero()[:3, 0]
+    barycentrics = g.barycentrics.clone()
+    barycentrics[rows] = 0
+    assert collapsed(replace(g, barycentrics=barycentrics)).nonzero()[:, 0].equal(rows)
+    assert not collapsed(g).any()
 
 
 def test_source_is_the_person_on_black_before_the_bodys_own_frame(template, shot):
@@ -122,7 +144,7 @@ def test_avatar_holds_what_the_network_predicted(generator, template, shot, avat
     assert 0.05 < stated.observed_fraction < 0.8 and not any("RANDOM" in note for note in stated.notes)
 
     # The same numbers by hand.
-    view = source_view(shot.tracked, EHM(template))
+    view = in_release_world(source_view(shot.tracked, EHM(template)))
     source = source_batch(view, source_picture(shot.photo, shot.tracked, template, 0, "tracker"), 56)
     with torch.no_grad():
         output = generator.network(source, noise="off")

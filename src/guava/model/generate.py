@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from guava import __version__
 from guava.avatar import Avatar, Provenance, RefinerReference, SourceView
 from guava.avatar.animate import PRECISIONS, find_device
+from guava.avatar.gaussians import BindingKind, Gaussians
 from guava.body import EHM, Pose, Template, load_template
 from guava.camera import Camera
 from guava.errors import InputError, MissingAssetError, NoPersonError, TemplateMismatchError
@@ -206,7 +207,8 @@ class Generator:
             view = source_view(tracked, self.ehm, frame)
         with stages("matte"):
             picture = source_picture(photo, tracked, template, frame, matting)
-            source = source_batch(view, picture, config.encoder.image_size)
+            shown = in_release_world(view) if config.encoder.kind == "dinov2" else view
+            source = source_batch(shown, picture, config.encoder.image_size)
         if config.uv_branch.prior == "baseline":
             with stages("prior"):
                 source = replace(source, prior=self._baseline(photo, tracked, view, frame))
@@ -223,6 +225,8 @@ class Generator:
                 opacity_threshold=config.opacity_threshold,
                 seen=seen,
             ).to("cpu")
+            hanging = collapsed(gaussians) if shown is not view else torch.zeros(len(gaussians)).bool()
+            gaussians = gaussians[~hanging]
         gaussians = replace(  # inference tensors cannot be used for training later
             gaussians, **{f.name: getattr(gaussians, f.name).clone() for f in fields(gaussians)}
         )
@@ -244,7 +248,10 @@ class Generator:
                 software=f"guava-avatar {__version__}",
                 created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 observed_fraction=fraction,
-                notes=(*photo.notes, *tracked.quality.notes, *picture.notes, *self.notes()),
+                notes=(
+                    *photo.notes, *tracked.quality.notes, *picture.notes, *self.notes(),
+                    *_left_out(int(hanging.sum())),
+                ),
             ),
             refiner=RefinerReference(self.weights.name, self.weights.hash) if refines else None,
             sigma_rule=config.sigma_rule,
@@ -376,6 +383,38 @@ def moved_camera(camera: Camera, shift: Tensor) -> Camera:
     world_to_camera = camera.world_to_camera.clone()
     world_to_camera[:3, 3] += world_to_camera[:3, :3] @ shift.to(world_to_camera)
     return replace(camera, world_to_camera=world_to_camera)
+
+
+def in_release_world(view: PosedSource) -> PosedSource:
+    """The same view in the world that the release's networks know.
+
+    The release's tracker keeps the source camera's axes about the world's and turns the person upside down
+    (world y down), Guava's keeps the person upright. The camera code (``camera_code``) tells the two apart,
+    so an upright world is turned by half about x; a view from the release's own tracks stays as it is.
+    """
+    w2c = view.camera.world_to_camera
+    if w2c[1, 1] > 0:
+        return view
+    turn = w2c.new_tensor([1.0, -1.0, -1.0, 1.0])
+    camera = replace(view.camera, world_to_camera=w2c * turn)
+    return replace(view, vertices=view.vertices * turn[:3].to(view.vertices), camera=camera)
+
+
+def collapsed(gaussians: Gaussians) -> Tensor:
+    """(N,) bool: UV Gaussians of texels whose triangle the release's UV table collapsed ([Q], all-zero
+    barycentrics).
+
+    The release hangs them at its world's origin, which lies below the picture of an upper body that its
+    tracker posed, but inside the chest of one that ours did. The network never saw what they would do there.
+    """
+    return (gaussians.binding == BindingKind.TRIANGLE) & (gaussians.barycentrics == 0).all(-1)
+
+
+def _left_out(count: int) -> tuple[str, ...]:
+    if not count:
+        return ()
+    return (f"{count} Gaussians of texels without area, which the release hangs at its world's origin, are "
+            "left out: our tracker's origin is elsewhere.",)  # fmt: skip
 
 
 def source_picture(
@@ -701,7 +740,9 @@ __all__ = [
     "Ablation",
     "Generator",
     "NetworkSettings",
+    "collapsed",
     "find_weights",
+    "in_release_world",
     "load_refiner",
     "prepare",
     "random_weights",
