@@ -7,11 +7,12 @@ import torch
 from samples import small_avatar, standing_pose
 
 from guava.avatar import Animator
+from guava.avatar.framing import skeleton
 from guava.body import EHM, Identity, Pose, load_template
 from guava.camera import Camera, from_release_extrinsics
 from guava.errors import InputError, TemplateMismatchError
 from guava.motion import load_motion, motion_of, reenact
-from guava.motion.viewpoint import FRONTAL, is_frontal, seen_from
+from guava.motion.viewpoint import FRONTAL, is_frontal, root_joint, seen_from
 from guava.rotation import axis_angle_to_matrix, matrix_to_axis_angle
 from guava.synth.tracked import tracked_truth
 from guava.tracking.file import save_tracked
@@ -73,7 +74,7 @@ def target(template):
 
 def joints(template, identity, pose, name):
     with torch.no_grad():
-        return EHM(template)(identity, pose).joints[:, template.joint(name)]
+        return skeleton(template)(identity, pose).joints[:, template.joint(name)]
 
 
 def test_identity_is_the_sources_and_all_else_the_targets(template, avatar, target):
@@ -101,7 +102,7 @@ def test_placement_at_the_neck_keeps_the_apparent_size(template, avatar, target)
     torch.testing.assert_close(here, there, atol=2e-2, rtol=0)
 
     def bones(identity):
-        rest = EHM(template)(identity, Pose.rest(template)).rest_joints[0]
+        rest = skeleton(template)(identity, Pose.rest(template)).rest_joints[0]
         parents = template.body.parents.tolist()
         upper = ("spine", "neck", "head", "collar", "shoulder", "elbow", "wrist")
         chosen = [
@@ -162,7 +163,7 @@ def test_the_whole_videos_camera(template, avatar, target):
 def released(target, template):
     """The same clip as the release tracks it: people upside down at the origin, a camera that moves."""
     half_turn = torch.diag(torch.tensor([1.0, -1, -1]))
-    root = EHM(template)(target.identity, Pose.rest(template)).rest_joints[0, 0]
+    root = root_joint(target.identity, template)
     generator = torch.Generator().manual_seed(4)
     tilt = axis_angle_to_matrix(0.05 * torch.randn(FRAMES, 3, generator=generator))
     world = tilt @ half_turn  # from the tracker's axes to each frame's of the release
@@ -182,11 +183,11 @@ def test_tracks_of_the_release_show_the_same(template, avatar, target, tmp_path)
     """In the clip's own camera, in the source's, and as a motion, wherever the track's world has its axes."""
     theirs = released(target, template)
     assert not is_frontal(theirs.camera.world_to_camera) and is_frontal(target.camera.world_to_camera)
-    ehm = EHM(template)
+    ehm = EHM(template, torch.arange(0, template.body.num_vertices, 50))
 
     def pixels(result, frame):
         with torch.no_grad():
-            vertices = ehm(result.identity, result.pose[frame : frame + 1]).vertices[0, ::50]
+            vertices = ehm(result.identity, result.pose[frame : frame + 1]).vertices[0]
         return result.camera[frame].project(vertices)
 
     for camera in ("target", "source"):
@@ -219,7 +220,7 @@ def test_seen_from_another_camera(template, target):
     cameras[:, :3, :3] = axis_angle_to_matrix(torch.randn(FRAMES, 3, generator=generator))
     cameras[:, :3, 3] = torch.randn(FRAMES, 3, generator=generator)
     identity = target.identity
-    ehm = EHM(template)
+    ehm = EHM(template, torch.arange(0, template.body.num_vertices, 50))
     root = ehm(identity, Pose.rest(template)).rest_joints[0, 0]
     moved = seen_from(target.pose, cameras, FRONTAL, root)
     with torch.no_grad():

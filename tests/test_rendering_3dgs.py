@@ -271,10 +271,10 @@ def test_gradients_of_the_reference(case):
         torch.testing.assert_close(got, expected, atol=float(1e-5 * expected.abs().max()), rtol=1e-4)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("channels", [3, 32])
 def test_backends_agree_on_a_crowd(seed, channels):
-    gaussians, camera, _, _, _ = scene(2500, channels, 40 + seed, (96, 80), 0.012, (0.05, 1.0))
+    gaussians, camera, _, _, _ = scene(1200, channels, 40 + seed, (72, 60), 0.016, (0.05, 1.0))
     reference = splat(*gaussians, camera, backend="torch", conventions=THREE_DGS)
     out = splat(
         *(g.float() for g in gaussians), camera.to(dtype=torch.float32), backend="cpu", conventions=THREE_DGS
