@@ -427,7 +427,7 @@ def test_it_says_what_it_cannot_be():
 
 @pytest.mark.slow
 def test_it_learns():
-    """Forty steps on one view of a person whose clothes stand off the body lower the error in another."""
+    """Twenty steps on one view of a person whose clothes stand off the body lower the error in another."""
     import numpy as np
 
     from guava.synth import frame_person, render_person, sample_light, sample_person, sample_pose
@@ -443,7 +443,7 @@ def test_it_learns():
         rest = ehm(person.identity, Pose.rest(template)).rest_vertices
     pivot = posed.vertices[0].mean(0)
     truths = []
-    for yaw in (0.0, 0.4, -0.3):
+    for yaw in (0.0, 0.4, 0.2):
         view = camera.orbit(yaw, 0.0, pivot)
         picture = render_person(person, pose, view, template, background=(0.0, 0.0, 0.0), light=light)
         truths.append((view, torch.from_numpy(picture.rgb).float() / 255, torch.from_numpy(picture.alpha)))
@@ -466,14 +466,14 @@ def test_it_learns():
         before = float(error(2))
     parameters = [*network.parameters(), *refiner.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=2e-3, betas=(0.9, 0.99))
-    for step in range(40):
+    for _ in range(20):
         optimizer.zero_grad()
-        error(step % 2).backward()
+        error(1).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
     with torch.no_grad():
         after = float(error(2))
-    assert after < 0.9 * before
+    assert after < 0.85 * before
 
 
 @pytest.mark.slow

@@ -29,6 +29,9 @@ CLIFF = 0.05
 FACING = 0.15
 """Cosine of the view below which a surface is seen too grazingly for its colour."""
 
+RIM = 2
+"""Pixels of 512 along the person's outline whose colours are mixed with the background's."""
+
 BELOW_PICTURE = 0.06
 """Metres of torso and legs kept below the picture's lower edge."""
 
@@ -108,7 +111,10 @@ def _look(source: SourceBatch, tables: UVTables, sigma_rule: SigmaRule) -> Surfa
     person = sampled[..., 3:]
     # The picture is colour times mask; dividing gives the colour back.
     colors = (sampled[..., :3] / person.clamp(min=0.05)).clamp(0, 1)
-    visible = inside & ~torch.stack(hidden) & (facing[..., 0] > FACING) & (person[..., 0] > 0.5)
+    radius = round(RIM * size / 512)
+    solid = -torch.nn.functional.max_pool2d(-mask, 2 * radius + 1, 1, radius)
+    on_person = sample_features(solid, pixels, camera.width, camera.height)[..., 0] > 0.5
+    visible = inside & ~torch.stack(hidden) & (facing[..., 0] > FACING) & on_person
     visible &= ~_folded(vertices, source.rest_vertices.float(), tables)
     if source.guessed_faces is not None:
         visible &= ~source.guessed_faces[:, tables.face_ids]
