@@ -29,13 +29,15 @@ class SmoothFrames:
         rotation: (B, M, 3, 3) columns tangent (along the atlas' u), bitangent (normal x tangent) and normal;
             continuous within a chart of the atlas.
         spacing: (B, M, 2) metres from one Gaussian to the next along tangent and bitangent.
-        triangle_rotation: (B, F, 3, 3) R_t of Eq. 3.
-        sigma: (B, F) metres, sigma of Eq. 3.
+        in_triangle: (B, M, 3, 3) the same frame seen from the triangle's: R_t^T rotation, R_t of Eq. 3.
+        turn_in_triangle: (B, M, 4) the same as unit quaternions.
+        sigma: (B, M, 1) metres, sigma of Eq. 3.
     """
 
     rotation: Tensor
     spacing: Tensor
-    triangle_rotation: Tensor
+    in_triangle: Tensor
+    turn_in_triangle: Tensor
     sigma: Tensor
 
 
@@ -70,23 +72,25 @@ def smooth_frames(vertices: Tensor, tables: UVTables, sigma_rule: SigmaRule = "m
     height = torch.maximum(height, 0.3 * down.norm(dim=-1))
     spacing = torch.stack([along, height], -1)[:, tables.face_ids] * tables.disc[:, None]
     triangles = triangle_frames(vertices, tables.faces, sigma_rule)
+    rotation = torch.stack([tangent, bitangent, normal], -1)
+    in_triangle = triangles.rotation[:, tables.face_ids].transpose(-1, -2) @ rotation
     return SmoothFrames(
-        torch.stack([tangent, bitangent, normal], -1),
+        rotation,
         spacing.clamp(MIN_DISC, MAX_DISC),
-        triangles.rotation,
-        triangles.sigma.clamp(min=1e-12),
+        in_triangle,
+        matrix_to_quaternion(in_triangle),
+        triangles.sigma[:, tables.face_ids, None].clamp(min=1e-12),
     )
 
 
 def to_triangle_units(
-    frames: SmoothFrames, face_ids: Tensor, rotation: Tensor, offsets: Tensor, turns: Tensor, scales: Tensor
+    frames: SmoothFrames, chosen: Tensor | slice, offsets: Tensor, turns: Tensor, scales: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Predictions in the smooth frame -> the parameters of Eq. 3.
 
     Args:
         frames: Of the rest mesh.
-        face_ids: (n,) triangle of every Gaussian.
-        rotation: (B, n, 3, 3) its smooth frame.
+        chosen: Which n of its M places.
         offsets: (B, n, 3) metres in the smooth frame.
         turns: (B, n, 4) unit quaternions relative to the smooth frame.
         scales: (B, n, 3) metres.
@@ -95,11 +99,9 @@ def to_triangle_units(
         Local offsets (B, n, 3) and scales (B, n, 3) in units of sigma, rotations (B, n, 4) relative to the
         triangle's frame.
     """
-    triangle = frames.triangle_rotation[:, face_ids]
-    sigma = frames.sigma[:, face_ids, None]
-    relative = triangle.transpose(-1, -2) @ rotation
-    local = (relative @ offsets[..., None]).squeeze(-1) / sigma
-    return local, quaternion_multiply(matrix_to_quaternion(relative), turns), scales / sigma
+    sigma = frames.sigma[:, chosen]
+    local = (frames.in_triangle[:, chosen] * offsets[..., None, :]).sum(-1) / sigma
+    return local, quaternion_multiply(frames.turn_in_triangle[:, chosen], turns), scales / sigma
 
 
 def _unit(v: Tensor) -> Tensor:

@@ -274,12 +274,9 @@ class LiteNetwork(nn.Module):
         tables = self.tables
         factor = torch.exp(SCALE_RANGE * torch.tanh(head["scale"]))
         start = torch.cat([discs, torch.full_like(discs[..., :1], THICKNESS)], -1)
-        face_ids = tables.face_ids[chosen]
-        local, rotations, scales = to_triangle_units(
-            frames, face_ids, frames.rotation[:, chosen], offsets, turns, start * factor
-        )
+        local, rotations, scales = to_triangle_units(frames, chosen, offsets, turns, start * factor)
         return UVGaussians(
-            face_ids=face_ids,
+            face_ids=tables.face_ids[chosen],
             barycentrics=tables.barycentrics[chosen],
             local_offsets=local,
             rotations=rotations,
