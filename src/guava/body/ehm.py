@@ -419,9 +419,10 @@ def _regressed(template: Template) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {}
 
     def regress(name: str, rows: Tensor, model: LinearModel, tables: tuple[str, ...]) -> None:
+        used = (rows != 0).any(0)  # regressors are sparse
         for table in tables:
             value = model.v_template if table == "template" else getattr(model, table)
-            flat = rows @ value.double().reshape(value.shape[0], -1)
+            flat = rows[:, used] @ value[used].double().flatten(1)
             out[f"{name}_{table}"] = flat.reshape(len(rows), *value.shape[1:]).to(value.dtype)
 
     regressor = body.joint_regressor.double()
