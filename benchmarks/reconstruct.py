@@ -75,7 +75,7 @@ def main() -> None:
     output = None
     for run in range(args.warm_up + args.repeat):
         if run == args.warm_up:
-            timer.runs.clear()
+            timer.clear()
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
         with timer("total"), torch.inference_mode():
@@ -96,7 +96,7 @@ def main() -> None:
     if isinstance(generator.network, GuavaNetwork):
         for run in range(1 + args.repeat):
             if run == 1:
-                parts.runs.clear()
+                parts.clear()
             steps(generator, source, parts)
     report = {
         "benchmark": "reconstruct",

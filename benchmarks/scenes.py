@@ -135,24 +135,35 @@ class Timer:
 
     Attributes:
         runs: Seconds by stage, one entry a run.
+        cpu: Seconds of processor time, of all threads, likewise: what is left of a figure on a busy machine.
     """
 
     def __init__(self, device: torch.device):
         self.device = device
         self.runs: dict[str, list[float]] = {}
+        self.cpu: dict[str, list[float]] = {}
+
+    def clear(self) -> None:
+        """Forget the runs so far: they warmed up."""
+        self.runs.clear()
+        self.cpu.clear()
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         """Time one stage of one run, the device's work included."""
         self._wait()
-        start = time.perf_counter()
+        start, start_cpu = time.perf_counter(), time.process_time()
         yield
         self._wait()
         self.runs.setdefault(stage, []).append(time.perf_counter() - start)
+        self.cpu.setdefault(stage, []).append(time.process_time() - start_cpu)
 
     def medians(self) -> dict[str, float]:
-        """Milliseconds by stage."""
-        return {f"{stage}_ms": median_ms(seconds) for stage, seconds in self.runs.items()}
+        """Milliseconds by stage; on the CPU also of processor time."""
+        wall = {f"{stage}_ms": median_ms(seconds) for stage, seconds in self.runs.items()}
+        if self.device.type == "cuda":
+            return wall
+        return wall | {f"{stage}_cpu_ms": median_ms(seconds) for stage, seconds in self.cpu.items()}
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
