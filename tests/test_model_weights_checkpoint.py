@@ -288,11 +288,16 @@ def test_lenient_forgives_what_the_network_never_uses(tmp_path):
         take(save(tmp_path / "a.pt", document), strict=False)
 
 
-def test_unknown_keys_alone_name_the_way_out(tmp_path):
+def test_differences_that_do_not_matter_name_the_way_out(tmp_path):
     document = tiny()
     document["model"]["loss.weight"] = torch.zeros(2)
-    with pytest.raises(FileFormatError, match="--lenient"):
+    del document["model"]["dino_encoder.dino_model.mask_token"]
+    with pytest.raises(FileFormatError, match="1 missing.*1 unexpected.*--lenient"):
         take(save(tmp_path / "a.pt", document))
+    del document["model"]["uv_base_feature"]
+    with pytest.raises(FileFormatError) as error:
+        take(save(tmp_path / "a.pt", document))
+    assert "--lenient" not in str(error.value)
 
 
 def test_wrapped_keys_are_unwrapped_with_a_note(tmp_path):
@@ -413,6 +418,66 @@ def test_files_that_are_something_else(tmp_path):
     ):
         with pytest.raises(FileFormatError, match=message):
             take(save(path, document))
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (torch.full((TINY_VERTICES, 5), float("nan")), "not finite"),
+        (torch.full((TINY_VERTICES, 5), 1e300, dtype=torch.float64), "not finite in single"),
+        (torch.zeros(TINY_VERTICES, 5, dtype=torch.complex64), "complex64, not real"),
+        (torch.zeros(TINY_VERTICES, 5).to_sparse(), "no ordinary tensor"),
+        (torch.zeros(TINY_VERTICES, 5, device="meta"), "no ordinary tensor"),
+    ],
+    ids=["nan", "too large", "complex", "sparse", "meta"],
+)
+def test_tensors_that_hold_no_numbers_are_refused(tmp_path, value, told):
+    document = tiny(body=False)
+    document["model"]["vertex_base_feature"] = value
+    for strict in (True, False):
+        with pytest.raises(FileFormatError, match=f"'vertex_base_feature'.*{told}"):
+            take(save(tmp_path / "a.pt", document), strict=strict)
+
+
+def test_names_that_a_terminal_would_obey_are_refused(tmp_path):
+    document = tiny(body=False)
+    document["model"]["a\x1b[31m"] = torch.zeros(1)
+    with pytest.raises(FileFormatError, match="not a table of tensors"):
+        take(save(tmp_path / "a.pt", document), strict=False)
+
+
+@pytest.mark.parametrize(
+    ("stated", "kept"),
+    [
+        (torch.tensor(7), 7),
+        (torch.tensor([[7.0]]), 7),
+        (7.0, 7),
+        (None, None),
+        ("many", None),
+        (7.5, None),
+        (float("nan"), None),
+        (torch.zeros(3), None),
+        (10**500, None),
+    ],
+    ids=["tensor", "shaped tensor", "float", "none", "text", "fraction", "nan", "several", "huge"],
+)
+def test_the_iteration_is_a_number_or_unknown(tmp_path, stated, kept):
+    weights = take(save(tmp_path / "a.pt", tiny(body=False) | {"global_iter": stated}))
+    assert weights.provenance["iteration"] == kept
+    save_weights(weights)
+    assert load_weights("official").provenance["iteration"] == kept
+
+
+def test_a_config_without_end_and_numbers_without_end(tmp_path):
+    deep = {}
+    for _ in range(100):
+        deep = {"a": deep}
+    stated = {"deep": deep, "smplx_fea_dim": 10**30, "uv_out_dim": 10**500, "color_dim": 10**15}
+    weights = take(save(tmp_path / "a.pt", tiny(body=False) | {"meta_cfg": stated}))
+    assert weights.config == tiny_config()
+    assert len([note for note in weights.provenance["notes"] if "not used" in note]) == 3
+    save_weights(weights)
+    assert load_weights("official").provenance["meta_cfg"]["smplx_fea_dim"] == "a number of 100 bits"
 
 
 def test_the_format_before_torch_1_6_is_read(tmp_path):

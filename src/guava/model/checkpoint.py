@@ -27,7 +27,7 @@ from guava.errors import FileFormatError, InputError
 from guava.model.backbone import BACKBONE, key_table, module_layout, to_layout
 from guava.model.config import GuavaConfig, official
 from guava.model.torch_file import damaged_member, fingerprint, read_torch_file
-from guava.model.weights import KeyReport, Weights, check_name, compare_keys
+from guava.model.weights import Weights, check_name, compare_keys
 
 OFFICIAL_TEMPLATE = "smplx-flame"
 OFFICIAL_VERTICES = 10_595  # SMPL-X's 10,475 and 120 of the teeth
@@ -101,6 +101,7 @@ _META: dict[str, tuple[str, ...]] = {
     "color_dim": ("channels",),
     "opacity_threshold": ("opacity_threshold",),
 }
+_LARGE = 2**31  # no size is larger
 # What Guava's network always has.
 _FIXED = {"add_teeth": True, "sh_degree": 0, "refiner_type": "styleunet", "invtanfov": 24}
 
@@ -229,7 +230,7 @@ def import_official(
         if strict:
             raise FileFormatError(f"'{path}' is damaged ({problem}).", "Get the checkpoint again.")
         notes.append(f"A checksum in the file does not match ({problem}).")
-    meta = document.get("meta_cfg")
+    meta = _plain(document.get("meta_cfg"))
 
     tell("keys", 0, 1)
     dropped: dict[str, list[Tensor]] = {}
@@ -254,7 +255,6 @@ def import_official(
         notes += _compare_bodies(model, template)
 
     digest = fingerprint(path, lambda done, total: tell("fingerprint", done, total))
-    iteration = document.get("global_iter")
     return Weights(
         name=name,
         config=stated,
@@ -267,8 +267,8 @@ def import_official(
             "file": path.name,
             "bytes": path.stat().st_size,
             "sha256": digest,
-            "iteration": int(iteration) if isinstance(iteration, (int, Tensor)) else None,
-            "meta_cfg": _plain(meta),
+            "iteration": _whole(_plain(document.get("global_iter"))),
+            "meta_cfg": meta,
             "left_out": [
                 {
                     "keys": entry.prefix + ("*" if entry.prefix.endswith(".") else ""),
@@ -300,13 +300,16 @@ def _sections(document: Any, path: Path, notes: list[str]) -> tuple[dict[str, Te
             )
         state = document[section]
         if not isinstance(state, Mapping) or not all(
-            isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+            isinstance(k, str) and k.isprintable() and isinstance(v, Tensor) for k, v in state.items()
         ):
             raise FileFormatError(f"The section '{section}' of '{path}' is not a table of tensors.")
+        for key, value in state.items():
+            if value.is_nested or value.is_meta or value.layout != torch.strided:
+                raise FileFormatError(f"'{key}' of '{path}' is no ordinary tensor.")
         if state and all(key.startswith("module.") for key in state):
             state = {key.removeprefix("module."): value for key, value in state.items()}
             notes.append(f"The keys of '{section}' began with 'module.' (a wrapper for several GPUs).")
-        sections.append(dict(state))
+        sections.append({key: value.detach() for key, value in state.items()})
     return sections[0], sections[1]
 
 
@@ -322,7 +325,7 @@ def _misshapen(
 
     try:
         expected = official_shapes(config, vertices)
-    except (ValueError, RuntimeError, ZeroDivisionError):  # sizes that layers refuse
+    except (ValueError, RuntimeError, TypeError, ZeroDivisionError):  # sizes that layers refuse
         return math.inf
     sections = {"model": model, "render_model": render_model}
     return sum(len(compare_keys(sections[name], expected[name]).misshapen) for name in sections)
@@ -336,12 +339,11 @@ def _checked(
     strict: bool,
     notes: list[str],
 ) -> dict[str, Tensor]:
-    """What is kept of a section: every expected key, floating point."""
+    """What is kept of a section: every expected key, finite and floating point."""
     report = compare_keys(state, expected)
+    wrong = [*report.missing, *(key for key, *_ in report.misshapen)]
+    made = [key for key in wrong if any(part in key for part in _UNUSED)]
     if not strict:
-        unused = {key for key in expected if any(part in key for part in _UNUSED)}
-        made = [key for key in report.missing if key in unused]
-        made += [key for key, *_ in report.misshapen if key in unused]
         if report.unexpected:
             notes.append(f"Left out of '{section}', as unknown: {', '.join(report.unexpected)}.")
         if made:
@@ -353,18 +355,14 @@ def _checked(
         raise FileFormatError(
             f"'{path}' does not have the release's architecture. Keys of its section '{section}': "
             f"{report.describe()}.",
-            _advice(report),
+            "" if wrong != made else "What differs is not needed. To import without it: --lenient",
         )
     for key, value in state.items():
         if not value.is_floating_point():
             raise FileFormatError(f"'{key}' of '{path}' holds {value.dtype}, not real numbers.")
+        if not bool(value.float().isfinite().all()):
+            raise FileFormatError(f"'{key}' of '{path}' has values that are not finite in single precision.")
     return {key: state[key] for key in expected}
-
-
-def _advice(report: KeyReport) -> str:
-    if report.unexpected and not report.missing and not report.misshapen:
-        return "To leave unknown keys out: --lenient"
-    return ""
 
 
 def _stated(meta: Any, config: GuavaConfig, notes: list[str]) -> GuavaConfig:
@@ -382,8 +380,8 @@ def _stated(meta: Any, config: GuavaConfig, notes: list[str]) -> GuavaConfig:
         numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
         if not values:
             continue
-        whole = name == "opacity_threshold" or all(math.isfinite(v) and v == int(v) for v in numbers)
-        one = len(numbers) == len(values) and all(math.isfinite(v) and v == numbers[0] for v in numbers)
+        whole = name == "opacity_threshold" or all(abs(v) < _LARGE and v == int(v) for v in numbers)
+        one = len(numbers) == len(values) and all(abs(v) < _LARGE and v == numbers[0] for v in numbers)
         if not whole or not one:
             notes.append(f"Its config says {name} = {', '.join(map(repr, values))}, which was not used.")
             continue
@@ -417,17 +415,31 @@ def _with(config: Any, target: list[str], value: float) -> Any:
     return replace(config, **{head: new})
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, levels: int = 16) -> Any:
     """JSON values of a config; what is none becomes text."""
+    if isinstance(value, (Mapping, list, tuple, set)) and not levels:
+        return "..."
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): _plain(inner, levels - 1) for key, inner in value.items()}
     if isinstance(value, (list, tuple, set)):
-        return [_plain(inner) for inner in value]
+        return [_plain(inner, levels - 1) for inner in value]
     if isinstance(value, Tensor):
-        return _plain(value.tolist()) if value.numel() <= 64 else f"tensor {tuple(value.shape)}"
+        dense = not (value.is_nested or value.is_meta or value.layout != torch.strided)
+        return _plain(value.tolist()) if dense and value.numel() <= 64 else "a tensor"
+    if isinstance(value, int) and value.bit_length() > 63:
+        return f"a number of {value.bit_length()} bits"
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _whole(value: Any) -> int | None:
+    """An integer, perhaps written as another kind of number or as one tensor; None if it is anything else."""
+    while isinstance(value, list) and len(value) == 1:
+        (value,) = value
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+        return None
+    return int(value)
 
 
 # --- the body models that are in it ---

@@ -59,8 +59,9 @@ def read_torch_file(path: str | os.PathLike, *, what: str = "checkpoint") -> Any
             f"'{path}' cannot be read ({error.strerror}); it may be cut off.", f"Get the {what} again."
         ) from error
     except _UNREADABLE as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise FileFormatError(f"'{path}' is no torch {what}, or damaged ({reason[:200]}).") from error
+        lines = [] if isinstance(error, LookupError) else str(error).strip().splitlines()
+        reason = f" ({lines[0][:200]})" if lines else ""
+        raise FileFormatError(f"'{path}' is no torch {what}, or damaged{reason}.") from error
 
 
 def _check_start(path: Path, what: str) -> None:
