@@ -469,6 +469,8 @@ def test_it_learns():
     for _ in range(20):
         optimizer.zero_grad()
         error(1).backward()
+        # Faint as it is, the second layer hears of the picture.
+        assert bool((network.second_head.last.weight.grad != 0).any())
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
     with torch.no_grad():

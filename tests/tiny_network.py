@@ -28,7 +28,9 @@ def tiny_config(name: str = "official") -> GuavaConfig:
             c,
             channels=CHANNELS,
             encoder=replace(c.encoder, image_size=64, width=8),
-            uv_branch=replace(c.uv_branch, size=SIDE, base_channels=4, feature_channels=8),
+            uv_branch=replace(
+                c.uv_branch, size=SIDE, base_channels=4, feature_channels=8, widths=(8, 8, 16, 16, 16)
+            ),
             refiner=replace(c.refiner, size=SIDE, width=8),
         )
     return replace(
