@@ -118,22 +118,25 @@ def _seen(
     from guava.camera import Camera
     from guava.rendering.mesh import rasterize_mesh
 
+    # Double precision, so that no machine's rounding shows in the result and thus in the template's hash.
+    vertices = vertices.astype(np.float64)
     middle = (vertices[around].min(0) + vertices[around].max(0)) / 2
-    centred = torch.from_numpy(vertices - middle).float()
+    centred = torch.from_numpy(vertices - middle)
     reach = float(centred[around].norm(dim=1).max()) * 1.02
     near = (centred.norm(dim=1) < 1.3 * reach).numpy()[faces].any(1)
     faces = faces[near]
     triangles = torch.from_numpy(faces)
     camera = Camera.frontal(size)
-    away = torch.tensor([0, 0, -reach * 24.0])
+    away = torch.tensor([0, 0, -reach * 24.0], dtype=torch.float64)
     seen = np.zeros(len(faces), bool)
     for i in range(directions):  # evenly over the sphere, by the golden angle
         up = 1 - (2 * i + 1) / directions
         turn = i * 2.399963
-        forward = torch.tensor([np.sqrt(1 - up**2) * np.sin(turn), up, np.sqrt(1 - up**2) * np.cos(turn)])
-        right = torch.linalg.cross(torch.tensor([0, 1.0, 0], dtype=forward.dtype), forward)
+        level = np.sqrt(1 - up**2)
+        forward = torch.tensor([level * np.sin(turn), up, level * np.cos(turn)], dtype=torch.float64)
+        right = torch.linalg.cross(torch.tensor([0, 1.0, 0], dtype=torch.float64), forward)
         right = right / right.norm()
-        frame = torch.stack([right, torch.linalg.cross(forward, right), forward]).float()
+        frame = torch.stack([right, torch.linalg.cross(forward, right), forward])
         turned = centred @ frame.T
         hit = rasterize_mesh(turned + away, triangles, camera)
         a, b, c = turned[triangles].unbind(1)
