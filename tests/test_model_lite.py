@@ -15,7 +15,15 @@ from guava.camera import Camera
 from guava.errors import InputError
 from guava.model.assemble import assemble
 from guava.model.config import Ablation, preset
-from guava.model.lite import LiteNetwork, avatar_prior, count_macs, count_parameters, lite_refiner, uv_tables
+from guava.model.lite import (
+    LiteNetwork,
+    SurfaceView,
+    avatar_prior,
+    count_macs,
+    count_parameters,
+    lite_refiner,
+    uv_tables,
+)
 from guava.model.lite.frames import smooth_frames
 from guava.model.lite.tables import OFFSET_LIMITS
 from guava.model.source import SourceBatch
@@ -283,6 +291,8 @@ def test_people_of_a_batch_do_not_see_each_other():
     network = _network()
     with torch.no_grad():
         together = network(_both(a, b))
+        prepared = SurfaceView.concatenate([network.look(a), network.look(b)]).to("cpu")
+        _layers_close(together, network(_both(a, b), view=prepared), 1e-4)
         for number, one in enumerate((a, b)):
             alone = network(one)
             mine = replace(

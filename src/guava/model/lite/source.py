@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
 
 import torch
 from torch import Tensor
@@ -73,6 +74,29 @@ class SurfaceView:
     normals: Tensor
     facing: Tensor
     frames: SmoothFrames
+
+    def to(self, device) -> SurfaceView:
+        """The same views on another device."""
+        return _each([self], lambda values: values[0].to(device))
+
+    @staticmethod
+    def concatenate(views: list[SurfaceView]) -> SurfaceView:
+        """Views of one picture size, by the same tables, as one batch."""
+        if len({(view.width, view.height) for view in views}) != 1:
+            raise ValueError("Views of a batch need one picture size.")
+        return _each(views, torch.cat)
+
+
+def _each(items: list, change: Callable[[list[Tensor]], Tensor]):
+    """Dataclasses of tensors, numbers and such dataclasses -> one, tensor by tensor."""
+    values = {}
+    for f in fields(items[0]):
+        mine = [getattr(item, f.name) for item in items]
+        if isinstance(mine[0], Tensor):
+            values[f.name] = change(mine)
+        else:
+            values[f.name] = _each(mine, change) if is_dataclass(mine[0]) else mine[0]
+    return replace(items[0], **values)
 
 
 @torch.no_grad()
