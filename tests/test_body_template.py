@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_template import tiny_template
 
-from guava.body import EHM, Identity, Pose, load_template, save_template
+from guava.body import EHM, Identity, Pose, UVTable, load_template, save_template
 from guava.body.template import OPEN_TEMPLATE, TEMPLATE_KIND, TEMPLATE_VERSION, read_template
 from guava.container import read_container, write_container
 from guava.errors import FileFormatError, InputError, MissingAssetError
@@ -247,8 +247,21 @@ def test_exact_files_lose_nothing(tmp_path):
         a, b = getattr(before, model), getattr(after, model)
         for name in ("shape_dirs", "expression_dirs", "pose_dirs", "joints_shape_dirs", "joint_regressor"):
             assert torch.equal(getattr(a, name), getattr(b, name)), name
-        assert torch.allclose(a.weights, b.weights, rtol=1e-6, atol=0)  # rows are scaled to sum to one
+        assert torch.equal(a.weights, b.weights)
     assert torch.equal(before.eyelid_dirs, after.eyelid_dirs)
+
+
+def test_a_uv_table_is_kept_and_needs_the_newer_format(tmp_path):
+    plain = tiny_template()
+    ids = torch.randint(-1, len(plain.faces), (16, 16))
+    barycentrics = torch.rand(16, 16, 3)
+    save_template(plain, tmp_path / "a.template")
+    save_template(replace(plain, uv_table=UVTable(ids, barycentrics)), tmp_path / "b.template")
+    versions = [read_container(tmp_path / f"{n}.template", TEMPLATE_KIND, 2)[1]["version"] for n in "ab"]
+    assert versions == [1, 2]
+    a, b = (read_template(tmp_path / f"{n}.template") for n in "ab")
+    assert a.uv_table is None and a.hash != b.hash
+    assert torch.equal(b.uv_table.face_ids, ids) and torch.equal(b.uv_table.barycentrics, barycentrics)
 
 
 def test_sparse_and_byte_directions_come_back(tmp_path):
