@@ -11,6 +11,7 @@ from guava.body import EHM, Identity, Pose, load_template
 from guava.body.controls import FULL_JAW, FaceControls, read_controls, with_units, write_controls
 from guava.body.ehm import JAW, LEFT_EYE, RIGHT_EYE
 from guava.body.template import plain_head
+from guava.body.transfer import unit_transfer
 from guava.motion import CLIP_NAMES, apply_motion, for_template, load_motion, make_clip, save_motion
 
 
@@ -37,7 +38,6 @@ def gap(template, pose, pair):
 def test_clips_move_a_face_without_units(licensed, name):
     clip, known = make_clip(name, licensed), make_clip(name)
     assert clip.template_name == "smplx-flame" and clip.expression_names == licensed.expression_names
-    assert float(clip.pose.expression.abs().max()) == 0, "coefficients have no names to author"
     blinks = known.pose.expression[:, known.expression_names.index("eyeBlinkLeft")]
     torch.testing.assert_close(clip.pose.eyelids[:, 0], blinks)
     opened = known.pose.expression[:, known.expression_names.index("jawOpen")]
@@ -102,6 +102,34 @@ def test_a_jaw_opens_alike_on_both(licensed):
     assert float(gap(licensed, shut, LIDS)) < 0.5 * float(gap(licensed, Pose.rest(licensed), LIDS))
 
 
+def test_units_become_coefficients_that_move_the_same_landmarks(licensed):
+    """Smile, pucker and brows against the open template's own, by landmarks; jaw and lids stay put."""
+    open_template = load_template()
+    tables = [t.landmarks["mediapipe478"] for t in (licensed, open_template)]
+    both = ((tables[0].weights > 0) & (tables[1].weights > 0)).nonzero()[:, 0]
+    both = both[both < 468]
+    mixed = {"browInnerUp": 0.8, "mouthFrownRight": 0.5}
+    for units in ({"mouthSmileLeft": 1.0}, {"mouthPucker": 1.0}, mixed):
+        moved = []
+        for template, table in zip((licensed, open_template), tables, strict=True):
+            pose = with_units(Pose.rest(template), template, units)
+            ids, inverse = template.faces[table.faces[both]].unique(return_inverse=True)
+            ehm = EHM(template, ids)
+            with torch.no_grad():
+                delta = ehm(Identity.neutral(template), pose).vertices - ehm(
+                    Identity.neutral(template), Pose.rest(template)
+                ).vertices
+            moved.append((delta[:, inverse] * table.barycentrics[both][..., None]).sum(2)[0])
+        mine, theirs = moved
+        assert float((mine - theirs).norm()) < 0.35 * float(theirs.norm())
+        assert float(theirs.norm(dim=-1).max()) > 0.002
+    transfer = unit_transfer(licensed)
+    names = ("jawOpen", "eyeBlinkLeft", "eyeLookUpRight", "tongueOut")
+    rows = [transfer.names.index(name) for name in names]
+    assert float(transfer.coefficients[rows].abs().max()) == 0
+    assert unit_transfer(load_template("open-plain-head")).coefficients.shape == (52, 0)
+
+
 def test_mouth_close_keeps_a_jaw_shut(licensed):
     pose = with_units(Pose.rest(licensed), licensed, {"jawOpen": 0.5, "mouthClose": 0.5})
     assert float(pose.joints[:, JAW].abs().max()) == 0
@@ -116,9 +144,14 @@ def test_a_motion_of_the_open_template_drives_a_licensed_one(licensed):
     torch.testing.assert_close(moved.pose.joints[:, JAW], own.pose.joints[:, JAW])
     body = [j for j in range(55) if j not in (JAW, LEFT_EYE, RIGHT_EYE)]
     assert torch.equal(moved.pose.joints[:, body], clip.pose.joints[:, body])
+    torch.testing.assert_close(moved.pose.expression, own.pose.expression)
     text = " ".join(notes)
     assert "jaw, lids and gaze were carried over" in text and "the template 'open'" in text
-    assert "dropped" in text and "browInnerUp" in text, "what was lost is said"
+    assert "translated into the coefficients of 'smplx-flame'" in text
+    tongue = clip.pose.expression.clone()
+    tongue[:, clip.expression_names.index("tongueOut")] = 0.5
+    _, notes = for_template(replace(clip, pose=replace(clip.pose, expression=tongue)), licensed)
+    assert any("dropped" in note and "tongueOut" in note for note in notes), "what was lost is said"
 
 
 def test_a_motion_of_a_licensed_template_drives_the_open_one(licensed, tmp_path):

@@ -133,7 +133,9 @@ def write_controls(pose: Pose, template: Template, controls: FaceControls) -> tu
 
 def with_units(pose: Pose, template: Template, units: dict[str, float]) -> Pose:
     """``pose`` (of ``template``) with a face of these ARKit units and no others; a template without units
-    shows of them what jaw, lids and gaze can."""
+    shows of them what jaw, lids, gaze and its own coefficients can."""
+    from guava.body.transfer import put_units
+
     if expression_units(template):
         expression = torch.zeros_like(pose.expression)
         for name, value in units.items():
@@ -142,8 +144,9 @@ def with_units(pose: Pose, template: Template, units: dict[str, float]) -> Pose:
         return replace(pose, expression=expression)
     joints = pose.joints.clone()
     joints[:, JAW] = 0
-    values = torch.tensor(list(units.values())).expand(joints.shape[0], -1)
+    names = tuple(units)
+    values = torch.tensor([units[name] for name in names]).expand(joints.shape[0], -1)
     asked = replace(pose, joints=joints, expression=values, eyelids=torch.zeros_like(pose.eyelids))
-    controls = read_controls(asked, tuple(units))
     bare = replace(pose, expression=torch.zeros_like(pose.expression))
-    return write_controls(bare, template, controls)[0]
+    face = write_controls(bare, template, read_controls(asked, names))[0]
+    return put_units(face, template, values, names)[0]

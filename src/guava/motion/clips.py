@@ -24,6 +24,7 @@ from torch import Tensor
 from guava.body import Pose, Template, load_template
 from guava.body.controls import FULL_LOOK, expression_units, read_controls, write_controls
 from guava.body.skeleton import rest_joints
+from guava.body.transfer import put_units
 from guava.errors import InputError
 from guava.motion.motion import Motion
 from guava.rotation import axis_angle_to_matrix, matrix_to_axis_angle, matrix_to_quaternion
@@ -37,8 +38,8 @@ _FINGERS = ("index", "middle", "ring", "pinky")
 def make_clip(name: str, template: Template | None = None, seed: int = 0) -> Motion:
     """One of our clips, for a template with SMPL-X's joints.
 
-    Faces are authored in ARKit's units; where a template has none, its jaw and eye joints and its lids show
-    what they can of it.
+    Faces are authored in ARKit's units; where a template has none, its jaw and eye joints, its lids and its
+    own coefficients show what they can of it.
 
     Args:
         name: "idle" (8 s: breathing, weight shifts, blinks, glances), "talk" (8 s: speech with gestures)
@@ -71,7 +72,7 @@ class _Take:
         self.time = np.arange(self.count) / FPS
         self.random = np.random.default_rng(seed)
         self.joints = {name: np.zeros((self.count, 3)) for name in template.body.joint_names}
-        # Of templates without units, jaw, lids and gaze are taken from the open template's at the end.
+        # For templates without units, the open template's are translated at the end.
         self.names = expression_units(template) or load_template().expression_names
         self.units = {name: np.zeros(self.count) for name in self.names}
         self.translation = np.zeros((self.count, 3))
@@ -130,6 +131,7 @@ class _Take:
         else:
             controls = read_controls(replace(pose, expression=units), self.names)
             pose, _ = write_controls(pose, template, controls)
+            pose, _ = put_units(pose, template, units, self.names)
         return Motion(
             pose=pose, fps=FPS, timestamps=torch.from_numpy(self.time.copy()),
             valid=torch.ones(self.count, dtype=torch.bool), template_hash=template.hash,

@@ -14,11 +14,13 @@ from torch import Tensor
 from guava.body import Pose, Template
 from guava.body.controls import (
     CONTROL_UNITS,
+    expression_units,
     has_units,
     read_controls,
     write_controls,
 )
 from guava.body.template import PLAIN_HEAD
+from guava.body.transfer import put_units
 from guava.container import read_container, write_container
 from guava.errors import FileFormatError, TemplateMismatchError
 from guava.motion.motion import Motion
@@ -121,7 +123,8 @@ def for_template(motion: Motion, template: Template) -> tuple[Motion, tuple[str,
     That is right between templates that share SMPL-X's joints and T pose; units that one side lacks rest at
     zero and are named in the notes. Where no expression has the same name on both sides (ARKit's units
     against FLAME's coefficients, or a plain head), jaw, lids and gaze are carried over, by whatever moves
-    them (:mod:`guava.body.controls`), and the rest of the expression is lost.
+    them (:mod:`guava.body.controls`); other units are translated into coefficients
+    (:mod:`guava.body.transfer`), and coefficients into nothing.
 
     Returns:
         The motion (the same object if it already belongs to ``template``), and notes, in sentences.
@@ -168,11 +171,19 @@ def for_template(motion: Motion, template: Template) -> tuple[Motion, tuple[str,
         controls = read_controls(replace(source, joints=pose.joints), have)
         pose, missing = write_controls(pose, template, controls)
         used = [n for i, n in enumerate(have) if bool((source.expression[:, i].abs() > 0.05).any())]
-        dropped = [n for n in used if n not in CONTROL_UNITS]
+        shown: tuple[str, ...] = ()
+        if has_units(have) and not expression_units(template):
+            pose, shown = put_units(pose, template, source.expression, have)
+        dropped = [n for n in used if n not in CONTROL_UNITS and n not in shown]
+        if set(used) & set(shown):
+            notes.append(
+                f"The rest of the expression was translated into the coefficients of '{template.name}', as "
+                "near as the landmarks of the face allow."
+            )
         if missing:
             notes.append(f"The template '{template.name}' cannot show {' and '.join(missing)}.")
         if dropped:
-            notes.append(f"The rest of the expression was dropped: {_some(dropped)}.")
+            notes.append(f"What has no counterpart was dropped: {_some(dropped)}.")
     moved = replace(
         motion, pose=pose, template_hash=template.hash, template_name=template.name,
         joint_names=tuple(joints), expression_names=tuple(units),
