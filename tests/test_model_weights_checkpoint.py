@@ -162,6 +162,15 @@ def test_half_precision_checkpoints_become_single(tmp_path):
     assert {value.dtype for value in stored.values()} == {torch.float32}
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+def test_a_full_disk_is_told(tmp_path):
+    weights = take(save(tmp_path / "official.pt", tiny(body=False)))
+    with pytest.raises(InputError, match="Cannot write '/dev/full'"):
+        write_official(weights, "/dev/full")
+    with pytest.raises(InputError, match="Cannot write.*nowhere"):
+        write_official(weights, tmp_path / "nowhere" / "out.pt")
+
+
 def test_only_the_release_s_architecture_is_exported(tmp_path):
     weights = take(save(tmp_path / "official.pt", tiny()))
     for wrong in (

@@ -10,9 +10,10 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,14 +33,11 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def write_atomically(path: str | os.PathLike, data: bytes | Iterable[bytes | memoryview]) -> None:
-    """Write ``data`` so that ``path`` holds either its old content or all of the new one.
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A file to write to; ``path`` holds its old content until the block ends, and all of the new one then.
 
     A symbolic link keeps pointing where it did; a device or pipe is written to directly.
-
-    Args:
-        path: Where to.
-        data: All of it, or its pieces in order (so that a large file need not be in memory at once).
 
     Raises:
         InputError: The folder does not exist, is not writable, or the disk is full; nothing is left behind.
@@ -47,14 +45,13 @@ def write_atomically(path: str | os.PathLike, data: bytes | Iterable[bytes | mem
     path = Path(os.path.realpath(path))
     temporary = None
     try:
-        pieces = [data] if isinstance(data, bytes) else data
         if path.exists() and not path.is_file() and not path.is_dir():
             with open(path, "wb") as handle:
-                handle.writelines(pieces)
+                yield handle
             return
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as handle:
             temporary = handle.name
-            handle.writelines(pieces)
+            yield handle
             handle.flush()
             os.fsync(handle.fileno())
         publish(temporary, path)
@@ -66,6 +63,20 @@ def write_atomically(path: str | os.PathLike, data: bytes | Iterable[bytes | mem
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def write_atomically(path: str | os.PathLike, data: bytes | Iterable[bytes | memoryview]) -> None:
+    """Write ``data`` so that ``path`` holds either its old content or all of the new one.
+
+    Args:
+        path: Where to; see :func:`replacing`.
+        data: All of it, or its pieces in order (so that a large file need not be in memory at once).
+
+    Raises:
+        InputError: As there.
+    """
+    with replacing(path) as handle:
+        handle.writelines([data] if isinstance(data, bytes) else data)
 
 
 def publish(temporary: str | os.PathLike, path: str | os.PathLike) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from guava import __version__
 from guava.body import Template
-from guava.container import publish
+from guava.container import replacing
 from guava.errors import FileFormatError, InputError
 from guava.model.backbone import BACKBONE, key_table, module_layout, to_layout
 from guava.model.config import GuavaConfig, official
@@ -540,20 +539,10 @@ def write_official(weights: Weights, path: str | os.PathLike) -> None:
     for section in ("model", "render_model"):
         # Copies: torch.save would write all of the file that a view belongs to.
         document[section] = {key: value.detach().cpu().clone() for key, value in document[section].items()}
-    path = Path(os.path.realpath(path))
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as handle:
-            temporary = handle.name
+    with replacing(path) as handle:
+        try:
             torch.save(document, handle)
-            handle.flush()
-            os.fsync(handle.fileno())
-        publish(temporary, path)
-        temporary = None
-    except OSError as error:
-        raise InputError(
-            f"Cannot write '{path}': {error.strerror or error}.", "Check the folder and the free space."
-        ) from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        except RuntimeError as error:  # what torch makes of a write that fails
+            raise InputError(
+                f"Cannot write '{path}' ({str(error).splitlines()[0]}).", "Check the free space."
+            ) from error
