@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
 from guava.body import EHM, Identity, Pose, Template
-from guava.body.controls import with_units
+from guava.body.controls import FaceControls, write_controls
 from guava.model.texels import uv_texels
 from guava.rendering.mesh import vertex_normals
 
@@ -212,7 +212,8 @@ def _split(
 
 def _lids(template: Template, rest: Tensor) -> Tensor:
     """(F,) how many times larger shut eyes make a face's area, where that is much; else 1."""
-    shut = with_units(Pose.rest(template), template, {"eyeBlinkLeft": 1.0, "eyeBlinkRight": 1.0})
+    asleep = FaceControls(torch.zeros(1, 3), torch.ones(1, 2), torch.zeros(1, 2, 2))
+    shut, _ = write_controls(Pose.rest(template), template, asleep)
     with torch.no_grad():
         closed = EHM(template)(Identity.neutral(template), shut).vertices[0]
     faces = template.faces.long()
