@@ -237,10 +237,13 @@ def test_commands_show_a_networks_avatar(folder, monkeypatch, capsys):
                 "v.mp4",
                 "--precision",
                 "bf16",
+                "--profile",
             ]
         )
         == 0
     )
+    told = capsys.readouterr().err
+    assert all(f"{stage} " in told for stage in ("body", "pose", "splat", "refine"))
     assert json.loads((folder / "v.mp4.json").read_text())["settings"]["precision"] == "bf16"
     capsys.readouterr()
     assert main(["render", "a.guava", "-o", "x.png", "--weights", "nobody.weights"]) == 2

@@ -368,6 +368,36 @@ def test_a_whole_body_needs_no_crop(template):
     assert rows.any() and int(rows.nonzero()[0, 0]) > hips - 5
 
 
+@pytest.mark.slow
+def test_official_on_smplx_flame():
+    """Synthetic body files of full size: head swap, teeth, the release's UV table, its collapsed texels."""
+    from synthetic_models import synthetic_template
+
+    full = synthetic_template()
+    shot = scene(full)
+    config = tiny_config()
+    config = replace(config, uv_branch=replace(config.uv_branch, size=512))
+    weights = random_weights(config, full, 0)
+    # As the authors' checkpoint is imported: their body's hash is not ours to know.
+    weights = replace(weights, name="theirs", hash="56" * 32, template_hash=None)
+    generator = Generator(weights, full)
+    made = generator.avatar(shot.photo, shot.tracked, matting="tracker")
+    kind = made.gaussians.binding
+    assert (kind == BindingKind.VERTEX).sum() == 10_595 and (kind == BindingKind.TRIANGLE).sum() > 140_000
+    texels = generator.network.texel_barycentrics.flatten(0, 1)[generator.network.texel_index]
+    count = int((texels == 0).all(1).sum())
+    assert count > 0 and any(note.startswith(f"{count} Gaussians") for note in made.provenance.notes)
+    assert not collapsed(made.gaussians).any() and made.template_name == "smplx-flame"
+    teeth = made.gaussians.anchor[(kind == BindingKind.TRIANGLE)] >= 20_908
+    assert teeth.sum() > 500
+
+    drawn = Animator(made, full, coarse=True).render(made.source.pose)[..., 3]
+    truth = shot.tracked.masks[0] > 128
+    assert (drawn > 0.5)[truth].float().mean() > 0.97, "the body's silhouette is covered"
+    with pytest.raises(TemplateMismatchError, match="--template smplx-flame"):
+        Generator(weights, load_template())
+
+
 # --- ablations (Tab. 4) ---
 
 

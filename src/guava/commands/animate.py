@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -68,7 +69,9 @@ class Config:
     """Another take of a clip of ours."""
     weights: str | None = None
     """Name or file of the weights that the avatar was made with, if they are not installed by that name."""
-    coarse: bool = False
+    coarse: Annotated[
+        bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(aliases=["--no-refiner"])
+    ] = False
     """Show the Gaussians' own colours, without the refiner (of avatars that have one)."""
     device: str = "cpu"
     """Where everything runs: cpu or cuda."""
@@ -76,6 +79,8 @@ class Config:
     """Of the refiner."""
     noise: int | None = None
     """Seed of the random noise that the authors' refiner draws at every frame; without it there is none."""
+    profile: bool = False
+    """Print how long each stage took, a frame."""
 
 
 def run(config: Config) -> None:
@@ -124,6 +129,9 @@ def run(config: Config) -> None:
         notes=list(performance.notes),
         **facts_of(animator),
     )
+    if config.profile:
+        for stage, spent in animator.seconds.items():
+            print(f"{stage:<14}{1000 * spent / animator.frames:7.1f} ms", file=sys.stderr)
     say(
         f"{config.output}: {count} frames, {count / performance.fps:.1f} s; rendered at {rate:.1f} frames/s"
     )
