@@ -10,7 +10,14 @@ from guava.synth.dataset import (
     unit_visibility,
 )
 from guava.synth.person import SyntheticPerson, dress, sample_identity, sample_person
-from guava.synth.pose import HAND_SHAPES, POSE_KINDS, sample_expression, sample_pose
+from guava.synth.pose import (
+    HAND_SHAPES,
+    LEG_KINDS,
+    POSE_KINDS,
+    sample_expression,
+    sample_legs,
+    sample_pose,
+)
 from guava.synth.render import (
     Light,
     SyntheticView,
@@ -29,6 +36,7 @@ __all__ = [
     "accuracy_set",
     "unit_visibility",
     "HAND_SHAPES",
+    "LEG_KINDS",
     "Light",
     "POSE_KINDS",
     "SyntheticPerson",
@@ -39,6 +47,7 @@ __all__ = [
     "sample_background",
     "sample_expression",
     "sample_identity",
+    "sample_legs",
     "sample_light",
     "sample_person",
     "sample_pose",

@@ -221,6 +221,46 @@ def sample_pose(
     return replace(face, joints=joints + face.joints)
 
 
+LEG_KINDS = ("stand", "step", "lift", "sit")
+"""What ``sample_legs`` knows: both feet under the body, one before the other, one knee raised, a chair."""
+
+
+def sample_legs(rng: np.random.Generator, template: Template, pose: Pose, kind: str | None = None) -> Pose:
+    """The pose (B = 1) with legs that stand, step or sit; nothing else changes.
+
+    Args:
+        rng: Source of randomness.
+        template: The template.
+        pose: A pose with resting legs.
+        kind: One of ``LEG_KINDS``; drawn if None.
+    """
+    kind = kind or str(rng.choice(LEG_KINDS, p=(0.4, 0.3, 0.2, 0.1)))
+    joints = pose.joints.clone()
+    leading = str(rng.choice(SIDES))
+    for side in SIDES:
+        sign = 1.0 if side == "left" else -1.0
+        lead = side == leading
+        flexion = {
+            "stand": rng.normal(3, 3),
+            "step": rng.normal(18, 6) if lead else rng.normal(-10, 4),
+            "lift": rng.normal(55, 15) if lead else rng.normal(2, 3),
+            "sit": rng.normal(80, 6),
+        }[kind]
+        bend = {
+            "stand": rng.gamma(2, 2.5),
+            "step": rng.uniform(3, 20) if lead else rng.uniform(5, 30),
+            "lift": rng.uniform(40, 100) if lead else rng.gamma(2, 2.5),
+            "sit": rng.normal(85, 8),
+        }[kind]
+        hip = Rotation.from_euler(
+            "ZXY", np.radians([sign * rng.normal(-2, 4), -flexion, sign * rng.normal(6, 6)])
+        )
+        ankle = np.radians([np.clip(flexion - bend + rng.normal(0, 3), -25, 25), sign * rng.normal(0, 4), 0])
+        for name, turn in (("hip", hip.as_rotvec()), ("knee", [np.radians(bend), 0, 0]), ("ankle", ankle)):
+            joints[0, template.joint(f"{side}_{name}")] = torch.tensor(np.asarray(turn)).float()
+    return replace(pose, joints=joints)
+
+
 def _pose_arm(rng, template, side, raised, memory, put) -> None:
     """One arm, collar to wrist; the hand is put at a target by two-bone inverse kinematics."""
     sign = 1.0 if side == "left" else -1.0

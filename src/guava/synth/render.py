@@ -155,7 +155,8 @@ def frame_person(
     """Place a pose before :meth:`Camera.frontal`, as photographers frame people.
 
     Args:
-        kind: "upper_body" (head to hips; raised hands inside) or "head" (head and shoulders).
+        kind: "upper_body" (head to hips; raised hands inside), "head" (head and shoulders) or "full_body"
+            (crown to soles).
 
     Returns:
         The pose with its translation set.
@@ -169,6 +170,10 @@ def frame_person(
     if kind == "head":
         height = (top - neck[1]) * rng.uniform(1.5, 2.4)
         middle = np.array([joints[template.joint("head")][0], (top + neck[1]) / 2 + rng.uniform(-0.06, 0.02)])
+    elif kind == "full_body":
+        low, high = vertices.min(0), vertices.max(0)
+        height = (high - low)[:2].max() * rng.uniform(1.08, 1.25)
+        middle = (low + high)[:2] / 2 + rng.normal(0, 0.015, 2)
     else:
         hands = vertices[torch.cat(template.hand_vertex_ids).numpy()]
         hands = hands[hands[:, 1] > pelvis[1] + 0.1]

@@ -23,7 +23,8 @@ from guava.tracking.detectors.base import FrameDetections, PersonDetection, Poin
 
 # Indices of "mediapipe33".
 _NOSE, _EYES, _EARS = 0, (2, 5), (7, 8)
-_SHOULDERS, _WRISTS = (11, 12), (15, 16)
+_SHOULDERS, _WRISTS, _HIPS = (11, 12), (15, 16), (23, 24)
+_LEGS = slice(25, 33)  # knees, ankles, heels, toes
 _KNUCKLES = ((17, 19), (18, 20))  # pinky and index finger, left then right
 
 _STDERR_LOCK = threading.RLock()
@@ -287,6 +288,32 @@ class MediaPipeDetector:
             if body is None and not clip:
                 # Paintings and costumes: a weak pose counts if its head is where the face is.
                 body = self._pose(image, wanted, others, "weak", face)
+        if body is not None and face is not None and self._goes_on_below(body, face, wanted, height):
+            body = self._with_legs(image, body, face, others, whole)
+        return body
+
+    def _goes_on_below(self, body: _Body, face: _Face, region: np.ndarray, height: int) -> bool:
+        """Whether the picture shows more of the legs than the region in which the upper body was read."""
+        if region[3] > height - 0.5 * face.side or (body.visibility[list(_HIPS)] < 0.5).any():
+            return False
+        return body.points[_LEGS][:2, 1].min() < height and body.points[list(_HIPS), 1].max() < region[3]
+
+    def _with_legs(self, image, body: _Body, face: _Face, others: list[_Face], whole: np.ndarray) -> _Body:
+        """The body with knees, ankles and feet of a wider look; what is above was read closer by."""
+        x, y, s = *face.center, face.side
+        wide = _clip_box(np.array([x - 5.5 * s, y - 2.0 * s, x + 5.5 * s, y + 12.0 * s]), whole)
+        hips = list(_HIPS)
+        torso = np.linalg.norm(body.points[list(_SHOULDERS)].mean(0) - body.points[hips].mean(0))
+        for hide in [[], others] if others else [[]]:
+            wider = self._pose(image, wide, hide, "legs", face)
+            if wider is None:
+                continue
+            if np.linalg.norm(wider.points[hips].mean(0) - body.points[hips].mean(0)) < 0.35 * torso:
+                merged = {}
+                for name in ("points", "depth", "visibility", "world"):
+                    merged[name] = getattr(body, name).copy()
+                    merged[name][_LEGS] = getattr(wider, name)[_LEGS]
+                return replace(body, **merged)
         return body
 
     def _pose(self, image, region, hide: list[_Face], mode: str, face: _Face | None) -> _Body | None:
