@@ -131,6 +131,8 @@ def test_inverse_mapping_fills_each_texel_from_its_own_projection():
     texels = MeshFragments(ids, weights, torch.ones(2, 3))
     visible = torch.tensor([[True, True, True, False]])
     out, mask = inverse_texture_map(features, vertices[None], faces, texels, camera, visible=visible)
+    for_all = inverse_texture_map(features, vertices[None], faces, texels, camera, visible=visible[0])
+    assert torch.equal(for_all[0], out) and torch.equal(for_all[1], mask)
     for row in range(2):
         for column in range(3):
             face = int(ids[row, column])

@@ -153,7 +153,8 @@ def inverse_texture_map(
         texels: The UV atlas, :func:`guava.model.texels.uv_texels`. A texel whose barycentrics are all 0 lies
             at the world's origin.
         camera: RT_s; one camera or a batch of B.
-        visible: (B, F) bool, faces to keep (:func:`visible_faces`); None keeps all.
+        visible: (B, F) bool, or (F,) for the whole batch: faces to keep (:func:`visible_faces`); None keeps
+            all.
 
     Returns:
         F_uv (B, C, Ht, Wt) with 0 at empty and invisible texels, and the mask (B, Ht, Wt) of the texels that
@@ -167,7 +168,7 @@ def inverse_texture_map(
     points = surface_points(vertices, faces, face_ids, texels.barycentrics.flatten(0, 1))
     kept = texels.mask.flatten().expand(features.shape[0], -1)
     if visible is not None:
-        kept = kept & visible[:, face_ids]
+        kept = kept & visible[..., face_ids]
     # A texel that is not kept is sampled outside the picture, where everything is 0.
     grid = torch.where(kept[..., None], project_ndc(points, camera), _OUTSIDE)
     out = _sample(features, grid.unflatten(1, (height, width)), "zeros")
