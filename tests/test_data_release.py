@@ -150,6 +150,22 @@ def test_the_tensor_fallback_takes_plain_tensors_only(tmp_path):
     torch.save(torch.zeros(3, 8, 8), tmp_path / "f")
     with pytest.raises(FileFormatError, match=r"not a tensor of \(3, H, W\) bytes"):
         decode_picture((tmp_path / "f").read_bytes(), "k")
+    # A few bytes that would fill the memory.
+    torch.save(tensor[:, :1, :1].expand(3, 100_000, 100_000), tmp_path / "bomb")
+    with pytest.raises(FileFormatError, match=r"not a tensor of \(3, H, W\) bytes"):
+        decode_picture((tmp_path / "bomb").read_bytes(), "k")
+    torch.save(tensor, tmp_path / "old", _use_new_zipfile_serialization=False)
+    whole, generator = (tmp_path / "old").read_bytes(), np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        data = bytearray(whole)
+        for place in generator.integers(2, len(data), 4):
+            data[place] = generator.integers(256)
+        try:
+            decode_picture(bytes(data), "k")
+        except FileFormatError:
+            refused += 1
+    assert 50 < refused < 300
 
 
 def test_damaged_pictures_are_named():

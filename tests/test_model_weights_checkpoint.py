@@ -7,6 +7,7 @@ import re
 import zipfile
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -487,6 +488,26 @@ def test_a_config_without_end_and_numbers_without_end(tmp_path):
     assert len([note for note in weights.provenance["notes"] if "not used" in note]) == 3
     save_weights(weights)
     assert load_weights("official").provenance["meta_cfg"]["smplx_fea_dim"] == "a number of 100 bits"
+
+
+@pytest.mark.parametrize("archive", [True, False])
+def test_damage_anywhere_is_one_error(tmp_path, archive):
+    path = tmp_path / "a.pt"
+    document = {"model": {"a": torch.zeros(3, 8)}, "meta_cfg": {"x": 1, "y": [1, 2.5, "s"]}}
+    torch.save(document, path, _use_new_zipfile_serialization=archive)
+    whole = path.read_bytes()
+    generator = np.random.default_rng(0)
+    refused = 0
+    for _ in range(400):
+        data = bytearray(whole)
+        for place in generator.integers(2, len(data), generator.integers(1, 6)):
+            data[place] = generator.integers(256)
+        path.write_bytes(data[: generator.integers(4, len(data))] if generator.random() < 0.2 else data)
+        try:
+            read_torch_file(path)
+        except FileFormatError:
+            refused += 1
+    assert 50 < refused < 400
 
 
 def test_the_format_before_torch_1_6_is_read(tmp_path):

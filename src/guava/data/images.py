@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import threading
 from pathlib import Path
 from typing import Any
@@ -143,9 +142,11 @@ def decode_picture(data: bytes, key: str) -> np.ndarray:
 def _decode_tensor(data: bytes, key: str) -> np.ndarray:
     import torch
 
+    from guava.model.torch_file import UNREADABLE
+
     try:
         tensor = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, TypeError) as error:
+    except UNREADABLE as error:
         raise FileFormatError(
             f"The picture '{key}' is no plain torch tensor, or damaged; nothing of it was run."
         ) from error
@@ -154,6 +155,8 @@ def _decode_tensor(data: bytes, key: str) -> np.ndarray:
         or tensor.ndim != 3
         or tensor.shape[0] not in (1, 3)
         or tensor.dtype != torch.uint8
+        or tensor.is_meta
+        or tensor.numel() > 3 * _MAX_PIXELS
     ):
         raise FileFormatError(f"The picture '{key}' is not a tensor of (3, H, W) bytes.")
     return np.ascontiguousarray(tensor.expand(3, -1, -1).numpy())

@@ -18,10 +18,11 @@ import torch
 from guava.errors import FileFormatError, InputError
 
 _CHUNK = 1 << 24
-_UNREADABLE = (
-    RuntimeError, ValueError, EOFError, KeyError, IndexError, TypeError, AttributeError, OverflowError,
-    struct.error,
+UNREADABLE = (
+    pickle.UnpicklingError, zipfile.BadZipFile, OSError, RuntimeError, ValueError, EOFError, KeyError,
+    IndexError, TypeError, AttributeError, AssertionError, OverflowError, MemoryError, struct.error,
 )  # fmt: skip
+"""What ``torch.load`` raises at damaged files."""
 
 
 def read_torch_file(path: str | os.PathLike, *, what: str = "checkpoint") -> Any:
@@ -40,7 +41,7 @@ def read_torch_file(path: str | os.PathLike, *, what: str = "checkpoint") -> Any
     _check_start(path, what)
     try:
         # Only zip archives, torch's format since 1.6, can stay on the disk.
-        archive = zipfile.is_zipfile(path)
+        archive = _is_archive(path)
         if archive and _is_script(path):
             raise FileFormatError(f"'{path}' is a program (TorchScript), not a {what}.")
         with warnings.catch_warnings():
@@ -58,7 +59,7 @@ def read_torch_file(path: str | os.PathLike, *, what: str = "checkpoint") -> Any
         raise FileFormatError(
             f"'{path}' cannot be read ({error.strerror}); it may be cut off.", f"Get the {what} again."
         ) from error
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         lines = [] if isinstance(error, LookupError) else str(error).strip().splitlines()
         reason = f" ({lines[0][:200]})" if lines else ""
         raise FileFormatError(f"'{path}' is no torch {what}, or damaged{reason}.") from error
@@ -82,10 +83,17 @@ def _check_start(path: Path, what: str) -> None:
         raise FileFormatError(f"'{path}' is a pointer of git-lfs, not the file itself.", "Run: git lfs pull")
     if start.lstrip()[:1] == b"<":
         raise FileFormatError(f"'{path}' is a web page, not a {what}.", "Save the download, not the page.")
-    if start.startswith(b"PK\x03\x04") and not zipfile.is_zipfile(path):
+    if start.startswith(b"PK\x03\x04") and not _is_archive(path):
         raise FileFormatError(f"'{path}' is cut off: its end is missing.", hint)
     if start[8:9] == b"{":
         raise FileFormatError(f"'{path}' is a safetensors file, not a torch {what}.")
+
+
+def _is_archive(path: str | os.PathLike) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # an end that speaks of several disks
+        return False
 
 
 def _is_script(path: Path) -> bool:
@@ -120,7 +128,7 @@ def damaged_member(path: str | os.PathLike, progress: Callable[[int, int], None]
         path: The file.
         progress: Called with (bytes done, bytes in all).
     """
-    if not zipfile.is_zipfile(path):
+    if not _is_archive(path):
         return None
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
