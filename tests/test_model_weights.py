@@ -214,6 +214,15 @@ def test_cut_files_and_foreign_files(home, tmp_path):
         parts = ("refiner",) if missing in ("sections", "seal") else ("network", "refiner")
         with pytest.raises(FileFormatError, match=f"not a complete weights file.*{missing}"):
             load_weights(tmp_path / "a.weights", parts)
+    rest = {key: value for key, value in header.items() if key not in own}
+    for wrong in (
+        {"name": 3}, {"name": "a\x1b[31m"}, {"preset": None}, {"hash": None}, {"hash": "ab" * 32},
+        {"provenance": []}, {"template": {"name": "open", "hash": 7}}, {"precision": "float16"},
+    ):  # fmt: skip
+        write_container(tmp_path / "a.weights", "weights", 1, tensors, rest | wrong)
+        assert "not a complete weights file" in weights_info(tmp_path / "a.weights").problem
+        with pytest.raises(FileFormatError, match="not a complete weights file"):
+            load_weights(tmp_path / "a.weights")
     write_container(tmp_path / "a.weights", "weights", 2, tensors, {})
     with pytest.raises(FileFormatError, match="reads up to 1"):
         load_weights(tmp_path / "a.weights")

@@ -292,6 +292,7 @@ def load_weights(name_or_path: str | os.PathLike, parts: tuple[str, ...] = PARTS
             intact = all(header["sections"][part] == _digest(tensors, part) for part in parts)
             if not intact or header["seal"] != _seal(header):
                 raise FileFormatError(f"'{path}' is damaged: its checksum does not match.", "Copy it again.")
+        _check_header(path, header)
         weights = Weights(
             name=header["name"],
             config=config_from_json(header["config"]),
@@ -370,6 +371,7 @@ def _info(path: Path) -> WeightsInfo:
     }
     try:
         _, header = read_part(path, WEIGHTS_KIND, WEIGHTS_VERSION)
+        _check_header(path, header)
         return WeightsInfo(
             **known | {"name": header["name"]},
             config=config_from_json(header["config"]),
@@ -385,6 +387,17 @@ def _info(path: Path) -> WeightsInfo:
         return WeightsInfo(**known, problem=str(error))
     except (KeyError, TypeError) as error:
         return WeightsInfo(**known, problem=f"'{path}' is not a complete weights file ({error}).")
+
+
+def _check_header(path: Path, header: Mapping[str, Any]) -> None:
+    """Refuse a header that is not as :func:`save_weights` writes it."""
+    template = header["template"]
+    texts = [header["name"], header["preset"], header["precision"], header["hash"], template["name"]]
+    if template["hash"] is not None:
+        texts.append(template["hash"])
+    whole = all(isinstance(text, str) and text.isprintable() for text in texts)
+    if not whole or not isinstance(header["provenance"], dict) or header["hash"] != _identity(header):
+        raise FileFormatError(f"'{path}' is not a complete weights file (its header contradicts itself).")
 
 
 def _identity(header: Mapping[str, Any]) -> str:
