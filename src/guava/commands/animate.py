@@ -69,9 +69,7 @@ class Config:
     """Another take of a clip of ours."""
     weights: str | None = None
     """Name or file of the weights that the avatar was made with, if they are not installed by that name."""
-    coarse: Annotated[
-        bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(aliases=["--no-refiner"])
-    ] = False
+    coarse: Annotated[bool, tyro.conf.arg(aliases=["--no-refiner"])] = False
     """Show the Gaussians' own colours, without the refiner (of avatars that have one)."""
     device: str = "cpu"
     """Where everything runs: cpu or cuda."""

@@ -27,6 +27,7 @@ _ABOUT = """One photo of a person in; an animatable avatar of 3D Gaussians out.
   guava track VIDEO -o M.motion                     take someone's motion, to drive an avatar with
   guava render A.guava -o OUT.png                   one picture, from any side
   guava doctor                                      what works here, and how to get the rest
+  guava assets list                                 body templates; add your own SMPL-X and FLAME
   guava weights list                                learned weights; take over the GUAVA authors' checkpoint
   guava data info FOLDER                            look at, and convert, what the authors' tracker wrote
 
@@ -85,7 +86,10 @@ def _run(verb: str, arguments: list[str]) -> int:
     module = importlib.import_module(f"guava.commands.{verb}")
     try:
         about = inspect.cleandoc(module.Config.__doc__)
-        config = tyro.cli(module.Config, prog=f"guava {verb}", args=arguments, description=about)
+        config = tyro.cli(
+            module.Config, prog=f"guava {verb}", args=arguments, description=about,
+            config=(tyro.conf.FlagCreatePairsOff,),  # --profile, without a --no-profile beside it
+        )  # fmt: skip
     except SystemExit as stop:  # --help (0) or a usage error, already printed (2)
         return int(stop.code or 0)
     return int(module.run(config) or 0)

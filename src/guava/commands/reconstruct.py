@@ -141,11 +141,13 @@ def choose_model(config: Config) -> tuple[Template, NetworkSettings | None]:
         names = ", ".join(sorted(GENERATORS))
         raise InputError(f"There is no model '{config.model}'.", f"Choose one of: {names}.")
     if config.model == "baseline":
-        given = [name for name in ("weights", "ablate", "noise") if getattr(config, name) not in (None, ())]
-        if given or config.device != "cpu" or config.precision != "fp32":
+        defaults = Config(config.photo, config.output)
+        names = ("weights", "ablate", "noise", "device", "precision", "matting")
+        given = [f"--{name}" for name in names if getattr(config, name) != getattr(defaults, name)]
+        if given:
             raise InputError(
-                "The model 'baseline' learns nothing and runs on the CPU: --weights, --ablate, --noise, "
-                "--device and --precision are for networks.",
+                f"The model 'baseline' learns nothing and runs on the CPU: {', '.join(given)} "
+                f"{'is' if len(given) == 1 else 'are'} for networks.",
                 "Leave them out, or name a network: --model official.",
             )
         return load_template(config.template or "open"), None

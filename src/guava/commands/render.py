@@ -74,9 +74,7 @@ class Config:
     room for every side and angle; "body" the whole body, what nobody saw included."""
     weights: str | None = None
     """Name or file of the weights that the avatar was made with, if they are not installed by that name."""
-    coarse: Annotated[
-        bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(aliases=["--no-refiner"])
-    ] = False
+    coarse: Annotated[bool, tyro.conf.arg(aliases=["--no-refiner"])] = False
     """Show the Gaussians' own colours, without the refiner (of avatars that have one)."""
     device: str = "cpu"
     """Where everything runs: cpu or cuda."""

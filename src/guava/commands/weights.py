@@ -77,7 +77,7 @@ class Config:
         | Annotated[Info, subcommand("info")]
         | Annotated[Export, subcommand("export")]
         | Annotated[Remove, subcommand("remove")]
-    )
+    ) = List()  # noqa: RUF009 - frozen
 
 
 def run(config: Config) -> None:
