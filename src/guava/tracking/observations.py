@@ -26,6 +26,12 @@ BODY_POINTS = {
         "right_wrist": 16,
         "left_hip": 23,
         "right_hip": 24,
+        "left_knee": 25,
+        "right_knee": 26,
+        "left_ankle": 27,
+        "right_ankle": 28,
+        "left_foot": 31,
+        "right_foot": 32,
     },
     "coco17": {
         "left_shoulder": 5,
@@ -36,6 +42,10 @@ BODY_POINTS = {
         "right_wrist": 10,
         "left_hip": 11,
         "right_hip": 12,
+        "left_knee": 13,
+        "right_knee": 14,
+        "left_ankle": 15,
+        "right_ankle": 16,
     },
     "openpose18": {
         "left_shoulder": 5,
@@ -46,6 +56,10 @@ BODY_POINTS = {
         "right_wrist": 4,
         "left_hip": 11,
         "right_hip": 8,
+        "left_knee": 12,
+        "right_knee": 9,
+        "left_ankle": 13,
+        "right_ankle": 10,
     },
 }
 """Which point of a layout belongs to which template joint."""
@@ -57,8 +71,25 @@ BONES = (
     ("right_elbow", "right_wrist"),
     ("right_shoulder", "left_shoulder"),
 )
+LEG_BONES = (
+    ("left_hip", "left_knee"),
+    ("right_hip", "right_knee"),
+    ("left_knee", "left_ankle"),
+    ("right_knee", "right_ankle"),
+)
+LEG_PARTS = ("knee", "ankle", "foot")
+LEG_SPREAD = {"knee": (0.4, 0.4, 0.35), "ankle": (0.4, 0.4, 0.5)}
+"""Spread of the detector's own direction of the bone that ends there: twice what was measured, as both err
+together; across the view its points say more."""
+SHIN_LEAN = 0.15
+"""MediaPipe's shins lean away from the camera by this share of their length, measured as the spreads were:
+on 20 renders of whole bodies of ``guava.synth.dataset.TUNING_SEEDS``."""
 TRUSTED = 0.3
 """Body points less sure than this are not used."""
+TRUSTED_LEG = 0.5
+"""The same for legs: behind a desk the detector imagines them."""
+FOOT_TRUST = 0.3
+"""Factor on the confidence of feet: detectors and shoes disagree about where toes are."""
 HAND_REACH = 0.35
 """A hand whose root lies farther than this share of the shoulder width from the body's wrist is another's."""
 
@@ -105,12 +136,16 @@ def gather(
 
     names = tuple(BODY_POINTS[body_layout])
     index = list(BODY_POINTS[body_layout].values())
+    first_leg = [name.partition("_")[2] in LEG_PARTS for name in names].index(True)
     points, confidence = body.points[:, index], body.confidence[:, index].clone()
     for t, (width, height) in enumerate(image_sizes):
         raw = map_points(np.linalg.inv(crops[t]), points[t].numpy())
         inside = (raw > 0).all(1) & (raw[:, 0] < width) & (raw[:, 1] < height)
         confidence[t, torch.from_numpy(~inside)] = 0
     confidence = torch.where(confidence < TRUSTED, 0.0, confidence)
+    _trust_legs(names, confidence)
+    if not bool((confidence[:, first_leg:] > 0).any()):  # no legs: the fit leaves them at rest
+        names, points, confidence = names[:first_leg], points[:, :first_leg], confidence[:, :first_leg]
 
     hand_points = torch.stack([left.points, right.points], 1)
     hand_confidence = torch.stack([left.confidence, right.confidence], 1)
@@ -124,7 +159,7 @@ def gather(
         found = (hand_confidence[:, side] > 0).any(1)
         confidence[:, wrist] = torch.where(found, 0.0, confidence[:, wrist])
     directions, direction_confidence, direction_spread, bones = _directions(
-        people, names, body_layout, lifting
+        people, names, confidence, body_layout, lifting
     )
     depth = torch.stack([left.depth, right.depth], 1)
     depth_spread = torch.zeros_like(depth)
@@ -226,29 +261,59 @@ def _world_depth(points: np.ndarray, world: np.ndarray) -> np.ndarray:
     return scale * (world[:, 2] - world[0, 2])
 
 
+def _trust_legs(names: tuple[str, ...], confidence: torch.Tensor) -> None:
+    """Clear knees that are unsure, ankles below unseen knees and feet below unseen ankles, in ``confidence``
+    (T, M)."""
+    for side in ("left", "right"):
+        above = None
+        for part in LEG_PARTS:
+            if f"{side}_{part}" not in names:
+                continue
+            column = confidence[:, names.index(f"{side}_{part}")]
+            column[column < TRUSTED_LEG] = 0
+            if above is not None:
+                column[above == 0] = 0
+            above = column
+            if part == "foot":
+                column *= FOOT_TRUST
+
+
 def _directions(
-    people: list, names: tuple[str, ...], layout: str, lifting: dict[str, Networks] | None
+    people: list,
+    names: tuple[str, ...],
+    used: torch.Tensor,
+    layout: str,
+    lifting: dict[str, Networks] | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[tuple[int, int], ...]]:
     """3D bone directions (T, D, 3) in world axes (x right, y up, z towards the camera), their confidence
-    (T, D), their spread (T, D, 3), 0 where not known, and the bones."""
+    (T, D), their spread (T, D, 3), 0 where not known, and the bones. Legs count where their points are
+    ``used`` (T, M)."""
     frames = len(people)
-    directions, spread = np.zeros((frames, len(BONES), 3)), np.zeros((frames, len(BONES), 3))
-    confidence = np.zeros((frames, len(BONES)))
+    wanted = BONES + (LEG_BONES if "left_knee" in names else ())
+    directions, spread = np.zeros((frames, len(wanted), 3)), np.zeros((frames, len(wanted), 3))
+    confidence = np.zeros((frames, len(wanted)))
     index = BODY_POINTS[layout]
     for t, person in enumerate(people):
         if person is None or person.body is None or person.body.world is None:
             continue
         lifted = None if lifting is None else lift_arms(lifting["arm"], person)
-        for n, (a, b) in enumerate(BONES):
-            if lifted is None:
+        for n, (a, b) in enumerate(wanted):
+            if lifted is None or n >= len(BONES):
                 bone = (person.body.world[index[b]] - person.body.world[index[a]]) * [1, -1, -1]
             else:
                 bone, spread[t, n] = lifted[a, b]
+            part = b.partition("_")[2]
+            if part in LEG_SPREAD:
+                spread[t, n] = LEG_SPREAD[part]
+                if part == "ankle" and layout == "mediapipe33":
+                    bone = bone + np.array([0, 0, SHIN_LEAN]) * np.linalg.norm(bone)
             length = np.linalg.norm(bone)
             sure = min(person.body.confidence[index[a]], person.body.confidence[index[b]])
+            if n >= len(BONES) and used[t, names.index(b)] == 0:
+                continue
             if length > 1e-6 and sure > TRUSTED:
                 directions[t, n], confidence[t, n] = bone / length, sure
-    bones = tuple((names.index(a), names.index(b)) for a, b in BONES) if confidence.any() else ()
+    bones = tuple((names.index(a), names.index(b)) for a, b in wanted) if confidence.any() else ()
     count = len(bones)
     return (
         torch.from_numpy(directions[:, :count]),

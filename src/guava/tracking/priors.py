@@ -27,7 +27,13 @@ _BODY = {
     "left_shoulder": ((0, 0, -1.0), (0.5, 0.7, 0.7), (-1.2, -1.9, -1.6), (1.2, 1.0, 1.3)),
     "left_elbow": ((0, -0.8, 0), (0.4, 0.9, 0.15), (-1.2, -2.5, -0.3), (1.2, 0.05, 0.3)),
     "left_wrist": ((0, 0, 0), (0.5, 0.3, 0.4), (-1.2, -0.6, -1.3), (1.2, 0.6, 1.3)),
+    # Knees are hinges that bend backwards only.
+    "left_hip": ((-0.05, 0, 0), (0.5, 0.25, 0.15), (-2.2, -0.8, -0.5), (0.3, 0.8, 1.0)),
+    "left_knee": ((0.1, 0, 0), (0.5, 0.06, 0.06), (0.0, -0.2, -0.15), (2.5, 0.2, 0.15)),
+    "left_ankle": ((0, 0, 0), (0.25, 0.15, 0.1), (-0.8, -0.4, -0.4), (0.7, 0.4, 0.4)),
 }
+_RESTING = 0.01
+"""Spread of leg joints that the picture does not show, radians about the rest pose."""
 # An arm that the picture does not show hangs: measured on standing and sitting people made by guava.synth.
 _HANGING = {
     "left_collar": ((0, 0, -0.22), (0.06, 0.06, 0.06)),
@@ -55,6 +61,7 @@ BODY_JOINTS = (
     "left_wrist",
     "right_wrist",
 )
+LEG_JOINTS = ("left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle")
 FINGERS = ("thumb", "index", "middle", "ring", "pinky")
 
 
@@ -75,9 +82,9 @@ class PosePrior:
     limit_precision: float = 0.05**-2
 
 
-def body_joint_ids(template: Template) -> list[int]:
-    """Joints of the body that are fitted (the legs rest)."""
-    return [template.joint(name) for name in BODY_JOINTS]
+def body_joint_ids(template: Template, legs: bool = False) -> list[int]:
+    """Joints of the body that are fitted; without ``legs`` those rest."""
+    return [template.joint(name) for name in BODY_JOINTS + (LEG_JOINTS if legs else ())]
 
 
 def finger_joint_ids(template: Template, side: str) -> list[int]:
@@ -134,6 +141,30 @@ def hanging_arms(prior: PosePrior, template: Template, joints: list[int], unseen
         columns = slice(3 * n, 3 * n + 3)
         mean[which, columns] = centre
         precision[which, columns] = spread**-2
+    return replace(prior, mean=mean, precision=precision)
+
+
+def resting_legs(prior: PosePrior, template: Template, joints: list[int], unseen: Tensor) -> PosePrior:
+    """The prior where parts of legs are out of sight: those rest.
+
+    Args:
+        prior: Of ``joints``.
+        template: For the joints' names.
+        joints: As for :func:`pose_prior`.
+        unseen: (T, 2, 3) bool: left and right; knee, ankle, foot. An unseen knee leaves the hip at rest, an
+            unseen ankle the knee, an unseen foot the ankle (which stands as it does).
+    """
+    mean = prior.mean.expand(len(unseen), -1).clone()
+    precision = prior.precision.expand(len(unseen), -1).clone()
+    for n, joint in enumerate(joints):
+        name = template.body.joint_names[joint]
+        side, _, part = name.partition("_")
+        if name not in LEG_JOINTS:
+            continue
+        which = unseen[:, int(side == "right"), ("hip", "knee", "ankle").index(part)]
+        columns = slice(3 * n, 3 * n + 3)
+        mean[which, columns] = 0
+        precision[which, columns] = _RESTING**-2
     return replace(prior, mean=mean, precision=precision)
 
 

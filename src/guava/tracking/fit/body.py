@@ -40,10 +40,13 @@ from guava.tracking.priors import (
     finger_joint_ids,
     hanging_arms,
     pose_prior,
+    resting_legs,
 )
 
 SIDES = ("left", "right")
 _SUB_BATCH = 24
+_FORESHORTENED = 0.5
+"""Thighs that point this much towards the camera, as their length in the picture says, are so started."""
 _NO_OFFSET = ("left_eye_smplhf", "right_eye_smplhf", "jaw")
 
 
@@ -279,7 +282,7 @@ def fit_body(
     placed = (anchors.weights > 0).nonzero()[:, 0].tolist()
     chosen = placed[:: max(1, len(placed) // 30 + (len(placed) > 30))]
     model = BodyPoints(template, face, anchors, chosen, observation.joints, config.shape_components)
-    body_joints = body_joint_ids(template)
+    body_joints = body_joint_ids(template, legs="left_knee" in observation.joints)
     finger_ids = [finger_joint_ids(template, side) for side in SIDES]
     moving = torch.tensor(body_joints + finger_ids[0] + finger_ids[1])
     angles = 3 * len(moving)
@@ -289,6 +292,7 @@ def fit_body(
     known = shared_values.double() if fixed else torch.zeros(model.shared, dtype=torch.float64)
     unseen = _unseen_arms(observation)
     prior = hanging_arms(pose_prior(template, moving.tolist()), template, moving.tolist(), unseen)
+    prior = resting_legs(prior, template, moving.tolist(), _unseen_legs(observation))
     direction_confidence = _seen_directions(observation, unseen)
     direction_spread = torch.where(
         observation.direction_spread > 0,
@@ -448,6 +452,7 @@ def fit_body(
         equations.shared_hessian += slope[:, None] * slope[None]
 
     start = _initial_values(template, model, prior, moving, slots, face, targets, hands, finger_ids)
+    _start_legs(start, template, camera, model, observation, slots)
     step = config.smooth_translation
     rates = torch.full((count,), config.smooth_rotation**-2, dtype=torch.float64)
     rates[3 * len(body_joints) : angles] = config.smooth_fingers**-2
@@ -492,6 +497,17 @@ def _unseen_arms(observation: BodyObservation) -> Tensor:
         wrist = wrist | (observation.hand_confidence[:, side] > 0).any(1)
         rows.append(torch.stack([~(elbow | wrist), ~wrist], 1))
     return torch.stack(rows, 1)
+
+
+def _unseen_legs(observation: BodyObservation) -> Tensor:
+    """(T, 2, 3) bool: left and right; knee, ankle and foot out of sight."""
+    unseen = torch.ones(len(observation.points), 2, 3, dtype=torch.bool)
+    for s, side in enumerate(SIDES):
+        for p, part in enumerate(("knee", "ankle", "foot")):
+            if f"{side}_{part}" in observation.joints:
+                column = observation.joints.index(f"{side}_{part}")
+                unseen[:, s, p] = observation.confidence[:, column] == 0
+    return unseen
 
 
 def _seen_directions(observation: BodyObservation, unseen: Tensor) -> Tensor:
@@ -545,6 +561,51 @@ def _initial_values(
     )
     values[:, angles:] = (targets - posed.points[:, model.anchors]).mean(1)
     return values
+
+
+def _start_legs(
+    start: Tensor,
+    template: Template,
+    camera: Camera,
+    model: BodyPoints,
+    observation: BodyObservation,
+    slots: dict[int, int],
+) -> None:
+    """Turn hips and bend knees in ``start`` as the seen bones' directions say, and no less forwards than
+    foreshortened thighs point: from straight legs a raised knee would be found behind the body."""
+    rest = model.rest_joints if model.rest_joints.ndim == 2 else model.rest_joints[0]
+    bones = {
+        (observation.joints[a], observation.joints[b]): n for n, (a, b) in enumerate(observation.bones)
+    }
+    pelvis = 3 * slots[template.joint("pelvis")]
+    upright = axis_angle_to_matrix(start[:, pelvis : pelvis + 3])
+    pixels_per_metre = float(camera.intrinsics[0, 0]) / -start[:, -1].clamp(max=-0.1)
+    for side in SIDES:
+        hip, knee, ankle = (template.joint(f"{side}_{part}") for part in ("hip", "knee", "ankle"))
+        thigh = bones.get((f"{side}_hip", f"{side}_knee"))
+        shin = bones.get((f"{side}_knee", f"{side}_ankle"))
+        if thigh is None or hip not in slots:
+            continue
+        seen = observation.direction_confidence[:, thigh] > 0
+        directed = observation.directions[:, thigh].clone()
+        ends = [observation.joints.index(f"{side}_{part}") for part in ("hip", "knee")]
+        across = (observation.points[:, ends[1]] - observation.points[:, ends[0]]) / pixels_per_metre[:, None]
+        across = across * across.new_tensor([1.0, -1.0]) / (rest[knee] - rest[hip]).norm()
+        towards = (1 - across.square().sum(1)).clamp(min=0).sqrt()
+        short = (towards > _FORESHORTENED) & (directed[:, 2] < towards)
+        directed[short] = torch.cat([across, towards[:, None]], 1)[short]
+        straight = torch.nn.functional.normalize(rest[knee] - rest[hip], dim=0)
+        along = (upright.transpose(1, 2) @ directed[..., None])[..., 0]
+        axis = torch.linalg.cross(straight.expand_as(along), along)
+        sine, cosine = axis.norm(dim=1, keepdim=True), (along @ straight)[:, None]
+        turn = axis / sine.clamp(min=1e-9) * torch.atan2(sine, cosine)
+        slot = 3 * slots[hip]
+        start[seen, slot : slot + 3] = turn[seen]
+        if shin is None:
+            continue
+        seen = seen & (observation.direction_confidence[:, shin] > 0)
+        bend = (directed * observation.directions[:, shin]).sum(1).clamp(-1, 1).acos()
+        start[seen, 3 * slots[knee]] = bend[seen]
 
 
 def _identity(template: Template, model: BodyPoints, shared: Tensor, face: FaceFit) -> Identity:
