@@ -132,6 +132,7 @@ def test_pictures_decode_as_rgb():
     assert all(np.array_equal(grey[i], mask) for i in range(3))
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")
 def test_the_tensor_fallback_takes_plain_tensors_only(tmp_path):
     tensor = torch.randint(0, 256, (3, 8, 9), dtype=torch.uint8)
     torch.save(tensor, tmp_path / "t")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from guava.body import Identity, Pose, Template
-from guava.camera import FOCAL_NDC, Camera
+from guava.camera import Camera, from_release_extrinsics
 from guava.data.release import CROP_SIZE, PART_SIZE, PARTS, ReleaseClip
 from guava.errors import TemplateMismatchError
 
@@ -111,17 +111,9 @@ def clip_pose(clip: ReleaseClip, rows: Sequence[int] | np.ndarray, sizes: ModelS
 
 
 def clip_camera(clip: ReleaseClip, rows: Sequence[int] | np.ndarray) -> Camera:
-    """Cameras (T, ...) of the 1024 crops.
-
-    ``camera_RT_params`` has PyTorch3D's axes (x left, y up) for column vectors; turned by diag(-1, -1, 1) it
-    has OpenCV's, and tan(half field of view) = 1/24 is the frontal camera's.
-    """
+    """Cameras (T, ...) of the 1024 crops, from ``camera_RT_params``."""
     extrinsics = torch.from_numpy(clip.values["camera_RT_params"][rows].reshape(-1, 3, 4)).float()
-    world_to_camera = torch.zeros(len(extrinsics), 4, 4)
-    world_to_camera[:, :3] = extrinsics * torch.tensor([-1.0, -1.0, 1.0])[:, None]
-    world_to_camera[:, 3, 3] = 1
-    intrinsics = Camera.frontal(CROP_SIZE, focal_ndc=FOCAL_NDC).intrinsics
-    return Camera(world_to_camera, intrinsics.expand(len(extrinsics), 3, 3).clone(), CROP_SIZE, CROP_SIZE)
+    return from_release_extrinsics(extrinsics, CROP_SIZE)
 
 
 def part_corners(clip: ReleaseClip, rows: Sequence[int] | np.ndarray) -> np.ndarray:
