@@ -51,6 +51,10 @@ class FaceFitConfig:
     """Prior spread of the lids' own factors (0 open, 1 shut)."""
     shape_sigma: float = 1.0
     """Prior spread of the head's shape coefficients."""
+    size_limits: tuple[float, float] = (0.85, 1.15)
+    """Smallest and largest head, relative to the template's; people lie well between them."""
+    size_limit_sigma: float = 0.005
+    """Spread beyond these limits."""
     shape_components: int = 150
     """How many of the head's shape coefficients are fitted; landmarks cannot tell the last ones."""
     smooth_expression: float = 0.08
@@ -97,6 +101,12 @@ class BodyFitConfig:
     """Prior spread of the hands' relative size."""
     shape_sigma: float = 1.0
     """Prior spread of the body's shape coefficients."""
+    size_limits: tuple[float, float] = (0.75, 1.25)
+    """Smallest and largest body, relative to the template's."""
+    bone_limits: tuple[float, float] = (0.5, 1.5)
+    """Shortest and longest bone of torso and limbs, relative to the template's."""
+    size_limit_sigma: float = 0.005
+    """Spread beyond these limits."""
     shape_components: int = 100
     """How many of the body's shape coefficients are fitted."""
     head_tie_sigma: float = 0.002

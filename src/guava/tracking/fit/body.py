@@ -32,7 +32,15 @@ from guava.tracking.fit.chain import (
 from guava.tracking.fit.face import FaceFit, FaceLandmarkModel, project_with_jacobian
 from guava.tracking.fit.hand import HandFit, add_pose_prior, relative_rotation
 from guava.tracking.fit.offsets import body_offset, hand_offsets, offsets_known
-from guava.tracking.fit.solver import NormalEquations, Smoothness, huber_cost, minimise, robust_weight
+from guava.tracking.fit.solver import (
+    NormalEquations,
+    Smoothness,
+    add_shared_limits,
+    extent_slopes,
+    huber_cost,
+    minimise,
+    robust_weight,
+)
 from guava.tracking.priors import (
     FINGERS,
     PosePrior,
@@ -423,6 +431,7 @@ def fit_body(
                 direction_spread[rows],
             )
 
+    size_slopes, bone_slopes = _size_slopes(template, model)
     head_eyes = anchors.joints + anchors.joints_shape_dirs @ face.shape
     head_span = head_eyes[0] - head_eyes[1]
 
@@ -441,6 +450,9 @@ def fit_body(
             ]
         )
         equations.add_shared_prior(shared, precision, slice(0, model.shared))
+        spread = config.size_limit_sigma
+        add_shared_limits(equations, shared, size_slopes, config.size_limits, spread)
+        add_shared_limits(equations, shared, bone_slopes, config.bone_limits, spread)
         if anchors.plain:
             return
         # The head's size and the body's are tied: the body's own eyes lie as far apart as the fitted head's.
@@ -561,6 +573,20 @@ def _initial_values(
     )
     values[:, angles:] = (targets - posed.points[:, model.anchors]).mean(1)
     return values
+
+
+def _size_slopes(template: Template, model: BodyPoints) -> tuple[Tensor, Tensor]:
+    """(1, S) of the whole body and (n, S) of the bones of torso and limbs: how their relative sizes change
+    with the shared values."""
+    joints = model.rest_joints if model.rest_joints.ndim == 2 else model.rest_joints.mean(0)
+    core = body_joint_ids(template, legs=True)
+    parents = template.body.parents.tolist()
+    ends = torch.tensor([joint for joint in core if parents[joint] >= 0])
+    starts = torch.tensor([parents[joint] for joint in ends.tolist()])
+    bones = joints[ends] - joints[starts]
+    moved = model.joint_dirs[ends] - model.joint_dirs[starts]
+    along = torch.einsum("nc,ncs->ns", bones, moved) / bones.square().sum(1, keepdim=True)
+    return extent_slopes(joints[core], model.joint_dirs[core])[None], along
 
 
 def _start_legs(

@@ -30,7 +30,16 @@ from guava.camera import Camera
 from guava.rotation import axis_angle_to_matrix, matrix_to_axis_angle
 from guava.tracking.config import FaceFitConfig
 from guava.tracking.fit.chain import right_jacobian, skew
-from guava.tracking.fit.solver import Bounds, NormalEquations, Smoothness, huber_cost, minimise, robust_weight
+from guava.tracking.fit.solver import (
+    Bounds,
+    NormalEquations,
+    Smoothness,
+    add_shared_limits,
+    extent_slopes,
+    huber_cost,
+    minimise,
+    robust_weight,
+)
 
 _SUB_BATCH = 32
 
@@ -466,6 +475,7 @@ def fit_face(
         """The fitted shape coefficients, and zeros for those that landmarks cannot tell."""
         return torch.nn.functional.pad(values, (0, every_shape - len(values)))
 
+    size_slopes = extent_slopes(model.base, model.shape_dirs)[None, :count_shape]
     sigma = config.landmark_sigma * size
 
     def build(values: Tensor, shared_values: Tensor) -> NormalEquations:
@@ -534,6 +544,9 @@ def fit_face(
         if not fixed_shape:
             precision = torch.full((shared,), config.shape_sigma**-2, dtype=torch.float64)
             equations.add_shared_prior(shared_values, precision, slice(0, shared))
+            add_shared_limits(
+                equations, shared_values, size_slopes, config.size_limits, config.size_limit_sigma
+            )
         return equations
 
     infinite = torch.full((6,), float("inf"), dtype=torch.float64)

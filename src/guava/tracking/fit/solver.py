@@ -118,6 +118,42 @@ class Smoothness:
         equations.frame_hessian[:, index, index] += diagonal
 
 
+def add_shared_limits(
+    equations: NormalEquations,
+    shared: Tensor,
+    slopes: Tensor,
+    limits: tuple[float, float],
+    spread: float,
+) -> None:
+    """Soft limits of n sizes, linear in the shared values and 1 where those are zero; no cost between them.
+
+    No picture tells a small person nearby from a large one far off, and the small one's face and body follow
+    the points at a smaller cost of shape. Evidence grows with every frame and the priors do not: without
+    limits the systematic errors of a clip's landmarks shrink people to a fifth.
+
+    Args:
+        equations: Added to.
+        shared: (S,).
+        slopes: (n, S).
+        limits: Smallest and largest size.
+        spread: Beyond a limit.
+    """
+    sizes = 1 + slopes @ shared
+    beyond = (sizes - limits[1]).clamp(min=0) + (sizes - limits[0]).clamp(max=0)
+    active = slopes[beyond != 0] / spread
+    residual = beyond[beyond != 0] / spread
+    equations.cost = equations.cost + 0.5 * residual.square().sum()
+    equations.shared_gradient += residual @ active
+    equations.shared_hessian += active.T @ active
+
+
+def extent_slopes(points: Tensor, directions: Tensor) -> Tensor:
+    """(S,) how the relative size of points (n, 3) changes with the values that move them by directions
+    (n, 3, S): the scale that fits best."""
+    arms = points - points.mean(0)
+    return torch.einsum("nc,ncs->s", arms, directions) / arms.square().sum()
+
+
 def robust_weight(distance: Tensor, threshold: float) -> Tensor:
     """Weights with which least squares minimises the Huber cost of ``distance`` (linear beyond
     ``threshold``)."""
