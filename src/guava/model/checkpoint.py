@@ -232,14 +232,7 @@ def import_official(
     meta = _plain(document.get("meta_cfg"))
 
     tell("keys", 0, 1)
-    dropped: dict[str, list[Tensor]] = {}
-    kept: dict[str, Tensor] = {}
-    for key, value in model.items():
-        entry = left_out(key)
-        if entry is None:
-            kept[key] = value
-        else:
-            dropped.setdefault(entry.prefix, []).append(value)
+    kept = {key: value for key, value in model.items() if left_out(key) is None}
     config = config or official()
     stated = _stated(meta, config, notes)
     if stated != config:
@@ -268,22 +261,24 @@ def import_official(
             "sha256": digest,
             "iteration": _whole(_plain(document.get("global_iter"))),
             "meta_cfg": meta,
-            "left_out": [
-                {
-                    "keys": entry.prefix + ("*" if entry.prefix.endswith(".") else ""),
-                    "count": len(dropped[entry.prefix]),
-                    "bytes": sum(t.numel() * t.element_size() for t in dropped[entry.prefix]),
-                    "reason": entry.reason,
-                }
-                for entry in LEFT_OUT
-                if entry.prefix in dropped
-            ],
+            "left_out": _tell_left_out(model),
             "licence": LICENCE,
             "notes": notes,
             "imported": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "software": f"guava-avatar {__version__}",
         },
     )
+
+
+def _tell_left_out(model: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    """What of a checkpoint's ``model`` is not copied, for the provenance."""
+    told = []
+    for entry in LEFT_OUT:
+        sizes = [t.numel() * t.element_size() for key, t in model.items() if left_out(key) is entry]
+        if sizes:
+            keys = entry.prefix + ("*" if entry.prefix.endswith(".") else "")
+            told.append({"keys": keys, "count": len(sizes), "bytes": sum(sizes), "reason": entry.reason})
+    return told
 
 
 def _sections(document: Any, path: Path, notes: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
