@@ -104,7 +104,7 @@ def assemble(
         )
     if not parts:
         raise ValueError("The network predicts no Gaussians: neither a template nor a UV branch.")
-    return Gaussians.concatenate(*parts)
+    return parts[0] if len(parts) == 1 else Gaussians.concatenate(*parts)
 
 
 def seen_in_source(
