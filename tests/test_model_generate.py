@@ -19,7 +19,6 @@ from guava.model.generate import (
     find_weights,
     in_release_world,
     load_refiner,
-    moved_camera,
     prepare,
     random_weights,
     source_batch,
@@ -118,15 +117,6 @@ def test_antialiased_resize_of_colour_times_matte(template, shot):
     weights = weights / weights.sum(1, keepdim=True)
     wanted = torch.einsum("yh,bchw,xw->bcyx", weights, picture.image, weights)
     assert (small - wanted).abs().max() < 1e-5
-
-
-def test_a_camera_that_moves_the_other_way_sees_the_same(shot):
-    camera = shot.tracked.camera[0].orbit(0.4, 0.2, torch.tensor([0.0, 0.0, -12.0]))
-    points = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)).double() * 0.3
-    shift = torch.tensor([0.3, -0.2, -12.0], dtype=torch.float64)
-    camera = camera.to(dtype=torch.float64)
-    a, b = moved_camera(camera, shift).project(points), camera.project(points + shift)
-    assert (a[0] - b[0]).abs().max() < 1e-9 and (a[1] - b[1]).abs().max() < 1e-12
 
 
 def test_avatar_holds_what_the_network_predicted(generator, template, shot, avatar):

@@ -367,22 +367,14 @@ class CutOut:
 def source_view(tracked: TrackedSequence, ehm: EHM, frame: int = 0) -> PosedSource:
     """Frame ``frame`` of a tracked sequence as a network sees it."""
     pose = tracked.pose[frame : frame + 1]
-    shift = pose.translation[0]
     posed = ehm(tracked.identity, replace(pose, translation=torch.zeros_like(pose.translation)))
     rest = ehm(tracked.identity, Pose.rest(ehm.template))
     shown = zip(SIDES, hands_seen(tracked, frame), strict=True)
     hidden = [f"{side}_hand" for side, seen in shown if not seen]
     template = ehm.template
     guessed = template.part(*hidden) if hidden else torch.zeros(len(template.faces), dtype=torch.bool)
-    camera = moved_camera(tracked.camera[frame], shift)
+    camera = tracked.camera[frame].absorbing(pose.translation[0])
     return PosedSource(posed.vertices[0], rest.vertices[0], camera, guessed)
-
-
-def moved_camera(camera: Camera, shift: Tensor) -> Camera:
-    """The camera that sees a point x as ``camera`` sees x + ``shift`` (3,)."""
-    world_to_camera = camera.world_to_camera.clone()
-    world_to_camera[:3, 3] += world_to_camera[:3, :3] @ shift.to(world_to_camera)
-    return replace(camera, world_to_camera=world_to_camera)
 
 
 def in_release_world(view: PosedSource) -> PosedSource:
