@@ -227,7 +227,7 @@ def _spread(values: Tensor, weight: Tensor, tables: UVTables) -> Tensor:
 
 def _pull_push(atlas: Tensor, batch: int, groups: int) -> Tensor:
     """(B G, 4, H, W) premultiplied colours and weights -> (B G, 3, H, W) without holes, from ever coarser
-    averages; a region of which nothing was seen takes the mean of the face and neck, or else of all."""
+    averages; a region of which nothing was seen takes the mean of the face, or else of all."""
     levels = [atlas]
     while min(levels[-1].shape[-2:]) > 1:
         # Four texels weigh as much as what was seen of them, up to a full one.
@@ -235,8 +235,8 @@ def _pull_push(atlas: Tensor, batch: int, groups: int) -> Tensor:
         levels.append(total / total[:, 3:].clamp(min=1))
     total = levels[-1].view(batch, groups, 4)
     everything = total.sum(1, keepdim=True)
-    # Hands that are not seen look like the face: it is the last group. People of whom nothing was seen are
-    # grey.
+    # Hands that are not seen look like the face, the last group (without the neck, which may wear a collar).
+    # People of whom nothing was seen are grey.
     total = torch.where(total[:, -1:, 3:] > 0, total[:, -1:], everything)
     mean = (total[..., :3] + 5e-7) / (total[..., 3:] + 1e-6)
     out = mean.expand(batch, groups, 3).reshape(batch * groups, 3, 1, 1)

@@ -61,7 +61,7 @@ SEAM_SIZE = 1.5
 SECOND_STRIDE = 2
 """Texels a side for one Gaussian of the second layer."""
 
-_GROUPS = ("torso", "left_arm", "right_arm", "left_hand", "right_hand", "scalp")
+_GROUPS = ("torso", "left_arm", "right_arm", "left_hand", "right_hand", "scalp", "neck")
 _GROUP_OF = {"legs": "torso"}
 
 
@@ -87,7 +87,8 @@ class UVTables(nn.Module):
         lids: (F,) by how much shutting the eyes enlarges a face; 1 where it is not a lid.
         inner_colors: (M, 3) the colours that those start from, 0 elsewhere.
         trunk: (M,) bool: torso and legs, which a photo's lower edge may cut off.
-        group: (M,) regions that colours are filled within: torso, arms, hands, scalp, the rest.
+        group: (M,) regions that colours are filled within: torso, arms, hands, scalp, neck,
+            and last the face.
         second: (M2,) the Gaussians of layer 1 that carry one of layer 2.
         second_texel: (M2,) flat index of their texels in the atlas of half the size.
     """
