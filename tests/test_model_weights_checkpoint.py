@@ -357,7 +357,7 @@ def test_the_users_body_is_compared_with_the_checkpoints(tmp_path):
     notes = " ".join(take(path, template=template).provenance["notes"])
     for told in (
         "The SMPL-X rest mesh of your files differs from the checkpoint's by up to 0.01 m",
-        "The triangles of your files differs from the checkpoint's in",
+        "The list of triangles of your files differs from the checkpoint's in",
         "The FLAME rest mesh of your files has another size (5142 x 3)",
         "The UV table of your files differs from the checkpoint's in 1 of 262,144",
         "may cost quality",

@@ -442,7 +442,7 @@ def _whole(value: Any) -> int | None:
 def _compare_bodies(model: Mapping[str, Tensor], template: Template) -> list[str]:
     """How the user's own body models differ from the checkpoint's copy of them."""
     tables: list[tuple[str, tuple[str, ...], Tensor]] = [
-        ("triangles", ("ehm.smplx.faces_tensor", "mesh_renderer.faces"), template.faces),
+        ("list of triangles", ("ehm.smplx.faces_tensor", "mesh_renderer.faces"), template.faces),
         ("SMPL-X rest mesh", ("ehm.smplx.v_template", "smplx.v_template"), template.body.v_template),
         ("FLAME rest mesh", ("ehm.flame.v_template",), template.head.v_template),
     ]
