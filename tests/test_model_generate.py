@@ -24,6 +24,7 @@ from guava.model.generate import (
     source_batch,
     source_picture,
     source_view,
+    unlike_the_release,
 )
 from guava.model.weights import load_weights, save_weights
 
@@ -117,6 +118,20 @@ def test_antialiased_resize_of_colour_times_matte(template, shot):
     weights = weights / weights.sum(1, keepdim=True)
     wanted = torch.einsum("yh,bchw,xw->bcyx", weights, picture.image, weights)
     assert (small - wanted).abs().max() < 1e-5
+
+
+def test_a_body_unlike_the_release_s_is_told(template, weights):
+    theirs = {"teeth_order": "scrambled", "upper_teeth_joint": "neck"}
+    texels = {"valid": 199_008, "release": 199_008}
+    same = replace(template, provenance={"options": theirs, "texels": texels})
+    free = replace(weights, template_hash=None)
+    assert unlike_the_release(free, same) == ()
+    other = {"options": {**theirs, "upper_teeth_joint": "head"}, "texels": {**texels, "valid": 152_205}}
+    changed = replace(template, provenance=other)
+    teeth, layout = unlike_the_release(free, changed)
+    assert "guava assets teeth release" in teeth and "152,205" in layout
+    assert unlike_the_release(weights, changed) == ()  # compared by the hash
+    assert teeth in Generator(free, changed).notes()
 
 
 def test_avatar_holds_what_the_network_predicted(generator, template, shot, avatar):

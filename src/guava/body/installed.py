@@ -37,7 +37,8 @@ def template_for(template_hash: str, name: str = "", what: str = "This file") ->
         raise TemplateMismatchError(
             f"{what} was made with another version of the template {called}(hash {template_hash[:12]}, "
             f"installed: {_load(name).hash[:12]}).",
-            "Make it again from its photo or video, or add the files that the template was made from.",
+            "Make it again from its photo or video, or add the files that the template was made from"
+            + (" (and choose its teeth: guava assets teeth)." if name.startswith("smplx-flame") else "."),
         )
     raise MissingAssetError(
         f"{what} belongs to the template {called}(hash {template_hash[:12]}), which is not installed.",

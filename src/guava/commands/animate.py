@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -88,6 +88,8 @@ def run(config: Config) -> None:
 
     check_output(config.output, ".mp4", ".mov", ".mkv")
     background = parse_color(config.background)
+    if config.orbit == "official":
+        refuse_framing(config, "yaw", "pitch", "frame")
     if not 16 <= config.size <= 4096:
         raise InputError(f"--size {config.size} is outside 16 to 4096.")
     if config.fps is not None and not 1 <= config.fps <= 240:
@@ -131,8 +133,23 @@ def run(config: Config) -> None:
         for stage, spent in animator.seconds.items():
             print(f"{stage:<14}{1000 * spent / animator.frames:7.1f} ms", file=sys.stderr)
     say(
-        f"{config.output}: {count} frames, {count / performance.fps:.1f} s; rendered at {rate:.1f} frames/s"
+        f"{config.output}: {count} frame{'s' * (count > 1)}, {count / performance.fps:.1f} s; rendered at "
+        f"{rate:.1f} frames/s"
     )
+
+
+def refuse_framing(config, *names: str) -> None:
+    """The release's orbit brings its own cameras: settings that it would pass over in silence are refused.
+
+    Raises:
+        InputError: One of the fields ``names`` is not as it is by default.
+    """
+    from guava.errors import InputError
+
+    defaults = {field.name: field.default for field in fields(config)}
+    for name in names:
+        if getattr(config, name) != defaults[name]:
+            raise InputError(f"--{name} does not go with --orbit official.", "Leave one of them out.")
 
 
 def open_animator(avatar: Avatar, template: Template, config) -> Animator:

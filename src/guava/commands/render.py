@@ -87,7 +87,7 @@ class Config:
 def run(config: Config) -> None:
     """Draw and save."""
     from guava.avatar import open_avatar
-    from guava.commands.animate import facts_of, open_animator
+    from guava.commands.animate import facts_of, open_animator, refuse_framing
 
     if config.output is None and config.turntable is None:
         raise InputError("Nothing to write.", "Give -o OUT.png, --turntable OUT.mp4, or both.")
@@ -97,6 +97,10 @@ def run(config: Config) -> None:
         check_output(config.output, *((".png",) if config.over else kinds))
     if config.turntable is not None:
         check_output(config.turntable, ".mp4", ".mov", ".mkv")
+    if config.turntable is None and config.orbit != "round":
+        raise InputError("--orbit is the way of a turntable's camera.", "Give --turntable OUT.mp4 too.")
+    if config.orbit == "official" and config.output is None:
+        refuse_framing(config, "yaw", "pitch", "frame", "seconds")
     if not 16 <= config.size <= 4096:
         raise InputError(f"--size {config.size} is outside 16 to 4096.")
     background = (1.0, 1.0, 1.0) if clear else parse_color(config.background)

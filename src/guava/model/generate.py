@@ -20,6 +20,7 @@ from guava.avatar import Avatar, Provenance, RefinerReference, SourceView
 from guava.avatar.animate import PRECISIONS, find_device
 from guava.avatar.gaussians import BindingKind, Gaussians
 from guava.body import EHM, Pose, Template, load_template
+from guava.body.template import PLAIN_HEAD
 from guava.camera import Camera
 from guava.errors import InputError, MissingAssetError, NoPersonError, TemplateMismatchError
 from guava.model.assemble import Seen, assemble, seen_in_source
@@ -46,9 +47,6 @@ STAGES = ("weights", "pose", "matte", "prior", "network", "assemble")
 
 RANDOM = "random:"
 """Weights of this name are random numbers, "random:SEED": for developers. Nothing is random by default."""
-
-PLAIN_HEAD = "-plain-head"
-"""Ending of the names of templates whose body keeps its own head (the ablation "w/o EHM")."""
 
 ABLATIONS = {
     "refiner": "refiner",
@@ -274,7 +272,7 @@ class Generator:
                     f"Left out here, though the weights were trained with it: {', '.join(trained)}. A "
                     "network that was trained without it (Tab. 4) does better than this."
                 )
-        return tuple(notes)
+        return (*notes, *unlike_the_release(self.weights, self.template))
 
     def _settings(self, noise: int | None, matting: str) -> dict:
         weights = self.weights
@@ -390,6 +388,27 @@ def in_release_world(view: PosedSource) -> PosedSource:
     turn = w2c.new_tensor([1.0, -1.0, -1.0, 1.0])
     camera = replace(view.camera, world_to_camera=w2c * turn)
     return replace(view, vertices=view.vertices * turn[:3].to(view.vertices), camera=camera)
+
+
+def unlike_the_release(weights: Weights, template: Template) -> tuple[str, ...]:
+    """How the user's own body model differs from the one that the authors' weights were trained with, in
+    sentences. Weights that know their template's hash are compared by it, not here."""
+    if weights.template_hash is not None:
+        return ()
+    notes, made = [], template.provenance
+    theirs = {"teeth_order": "scrambled", "upper_teeth_joint": "neck"}
+    if made.get("options", theirs) != theirs:
+        notes.append(
+            "The weights were trained with the teeth of the authors' release, and the template has others: "
+            "expect a wrong mouth, or choose theirs with: guava assets teeth release"
+        )
+    texels = made.get("texels", {})
+    if texels.get("valid") != texels.get("release"):
+        notes.append(
+            f"The template's UV layout gives {texels['valid']:,} texels and the authors' "
+            f"{texels['release']:,}: the weights were trained with another layout and do not fit it."
+        )
+    return tuple(notes)
 
 
 def collapsed(gaussians: Gaussians) -> Tensor:
@@ -742,5 +761,6 @@ __all__ = [
     "source_batch",
     "source_picture",
     "source_view",
+    "unlike_the_release",
     "without",
 ]
