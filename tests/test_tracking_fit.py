@@ -18,7 +18,7 @@ from guava.tracking.fit.face import FaceLandmarkModel, project_with_jacobian
 from guava.tracking.fit.offsets import body_offset, hand_offsets
 from guava.tracking.fit.solver import Bounds, NormalEquations, Smoothness, minimise
 from guava.tracking.keypoints import fit_keypoints
-from guava.tracking.observations import BODY_POINTS
+from guava.tracking.observations import BODY_POINTS, LEG_PARTS
 from guava.tracking.smoothness import frame_links
 
 SIZE = 512
@@ -77,6 +77,8 @@ def detect(template, identity, pose, layout="mediapipe", offsets=True):
         sure = np.zeros(len(body))
         world = np.zeros((len(body), 3))
         for name, index in BODY_POINTS[body_layout].items():
+            if name.partition("_")[2] in LEG_PARTS:  # an upper body
+                continue
             joint = template.joint(name)
             aside = shift * body_offset(name)
             point = out.joints[t, joint].double() + transforms[t, parents[joint]] @ aside

@@ -59,7 +59,8 @@ class SurfaceTables:
         laplacian: (V, V) cotangent Laplacian (positive semi-definite) of the neutral mesh.
         vertex_area: (V,) square metres.
         smoother: Solves (A + l^2 L) x = A b for b (V,): an average over l = 2 cm of surface.
-        texel_face: (N,) face of every texel. The front of the eyeballs is sampled more finely than the atlas.
+        texel_face: (N,) face of every texel. Legs and the front of the eyeballs are sampled more finely than
+            the atlas.
         texel_size: (N,) side of what a sample stands for, in texels.
         texel_barycentrics: (N, 3) float32.
         texel_rows, texel_columns: (N,) place in the atlas.
@@ -109,6 +110,9 @@ class SurfaceTables:
 
 EYE_SPLIT = 4
 """Samples a texel's side on the front of the eyeballs."""
+FINER, FINER_SPLIT = ("legs",), 3
+"""Parts to which an atlas made for upper bodies gives few texels, 13 mm wide, and the samples a texel's side
+there."""
 
 _TABLES: dict[tuple[str, int], SurfaceTables] = {}
 
@@ -149,12 +153,13 @@ def _make_tables(template: Template, texture_size: int) -> SurfaceTables:
     laplacian, area = _cotangent_laplacian(neutral, faces)
     solve = factorized((sp.diags(area + 1e-12) + _DIRECTION_SMOOTHING**2 * laplacian).tocsc())
 
-    atlas = rasterize_uv(template, texture_size)
-    mask = atlas.mask.numpy()
-    rows, columns = np.nonzero(mask)
-    texel_face = atlas.face_ids.numpy()[mask].astype(np.int64)
-    barycentrics = atlas.barycentrics.numpy()[mask]
-    border = ~ndimage.binary_erosion(mask, np.ones((3, 3)))[mask]
+    coarse = ~np.isin(face_part, [part_names.index(name) for name in FINER if name in part_names])
+    samples = [_atlas_samples(template, texture_size, 1, coarse)]
+    if not coarse.all():
+        samples.append(_atlas_samples(template, texture_size, FINER_SPLIT, ~coarse))
+    rows, columns, texel_face, barycentrics, border, size = (
+        np.concatenate(values) for values in zip(*samples, strict=True)
+    )
     jacobian = _texel_jacobian(template, texture_size)
     rest = (neutral[faces[texel_face]] * barycentrics[..., None]).sum(1).astype(np.float32)
 
@@ -176,7 +181,7 @@ def _make_tables(template: Template, texture_size: int) -> SurfaceTables:
     rows = np.concatenate([rows[~front], np.repeat(rows[index], repeat)])
     columns = np.concatenate([columns[~front], np.repeat(columns[index], repeat)])
     border = np.concatenate([border[~front], np.zeros(len(split_face), bool)])
-    size = np.concatenate([np.ones((~front).sum()), np.full(len(split_face), 1 / EYE_SPLIT)])
+    size = np.concatenate([size[~front], np.repeat(size[index] / EYE_SPLIT, repeat)])
     rest = (neutral[faces[texel_face]] * barycentrics[..., None]).sum(1).astype(np.float32)
     normal = (vertex_normals(neutral, faces)[faces[texel_face]] * barycentrics[..., None]).sum(1)
     _, mirror = cKDTree(rest).query(rest * np.float32([-1, 1, 1]), workers=-1)
@@ -200,6 +205,26 @@ def _make_tables(template: Template, texture_size: int) -> SurfaceTables:
         jacobian,
         mirror,
         border,
+    )
+
+
+def _atlas_samples(
+    template: Template, texture_size: int, split: int, chosen: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Samples of the faces ``chosen`` (F,), ``split`` a side of a texel: row, column, face, barycentrics,
+    whether at a border, and side in texels."""
+    atlas = rasterize_uv(template, texture_size * split)
+    mask = atlas.mask.numpy()
+    border = ~ndimage.binary_erosion(mask, np.ones((3, 3)))
+    mask = mask & chosen[np.maximum(atlas.face_ids.numpy(), 0)]
+    rows, columns = np.nonzero(mask)
+    return (
+        rows // split,
+        columns // split,
+        atlas.face_ids.numpy()[mask].astype(np.int64),
+        atlas.barycentrics.numpy()[mask],
+        border[mask],
+        np.full(len(rows), 1 / split),
     )
 
 
