@@ -94,7 +94,9 @@ def reenact(
     if tracked.template_hash != template.hash:
         driver = template_for(tracked.template_hash, tracked.template_name)
         motion, notes = for_template(motion_of(tracked, driver), template)
-        pose = replace(motion.pose, translation=tracked.pose.translation)
+        # A motion is told for the frontal camera; here the clip's own cameras go with its own root.
+        joints = torch.cat([pose.joints[:, :1], motion.pose.joints[:, 1:]], 1)
+        pose = replace(motion.pose, joints=joints, translation=pose.translation)
     first = int(tracked.valid.nonzero()[0])
 
     cameras, growth = tracked.camera, 0.0
