@@ -7,7 +7,7 @@ import torch
 from samples import small_avatar
 
 from guava.avatar import Animator
-from guava.avatar.framing import framing, joint_pixels
+from guava.avatar.framing import framing, joint_pixels, samples
 from guava.avatar.posing import bind_to_triangles
 from guava.avatar.views import orbit, orbit_framing
 from guava.body import EHM, Identity, Pose, load_template
@@ -184,3 +184,12 @@ def test_orbits_hold_the_whole_body(template, avatar):
         view = orbit(camera, center, azimuth, elevation)
         pixels, _ = view.project(posed.means)
         assert ((pixels > 0) & (pixels < 96)).all()
+
+
+def test_small_faces_are_drawn_with_more_samples(template):
+    """Splatting widens lids by half a pixel: of a face of 40 pixels they once covered the eyes."""
+    pose = Pose.rest(template)
+    near, far = (replace(pose, translation=torch.tensor([[0.0, 0.0, -z]])) for z in (9.0, 25.0))
+    small, large, huge = (Camera.frontal(size) for size in (512, 1024, 2048))
+    assert [samples(small, p) for p in (near, far)] == [2, 4]
+    assert [samples(large, p) for p in (near, far)] == [2, 2] and samples(huge, far) == 1

@@ -11,6 +11,11 @@ from guava.avatar.avatar import Avatar
 from guava.body import EHM, Pose, Template
 from guava.camera import Camera
 
+_EYE_DETAIL = 800
+"""Samples a metre at which open eyes look open."""
+_MOST_SAMPLES = 2048
+"""Most samples along a picture's side for the sake of that."""
+
 
 def skeleton(template: Template) -> EHM:
     """The cheapest EHM that gives posed joints: of one vertex."""
@@ -110,6 +115,10 @@ def view_from(camera: Camera, yaw: float, pitch: float, center: Tensor) -> Camer
     return camera.orbit(math.radians(yaw), math.radians(pitch), center)
 
 
-def samples(camera: Camera) -> int:
-    """Samples per pixel side for a picture of this size (see ``Animator.render``): 2 up to 1024 pixels."""
-    return 2 if max(camera.width, camera.height) <= 1024 else 1
+def samples(camera: Camera, pose: Pose) -> int:
+    """Samples per pixel side for a picture of this pose (B = 1; see ``Animator.render``): 2 up to 1024
+    pixels, and up to 4 where a body is so far away that lids would cover its eyes all the same."""
+    base = 2 if max(camera.width, camera.height) <= 1024 else 1
+    depth = camera.transform(pose.translation[:1].to(camera.world_to_camera))[0, 2].clamp(min=1e-3)
+    needed = math.ceil(_EYE_DETAIL / float(camera.intrinsics[0, 0] / depth))
+    return max(base, min(needed, 4, _MOST_SAMPLES // max(camera.width, camera.height)))

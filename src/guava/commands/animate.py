@@ -329,7 +329,8 @@ def render_video(
         with bar(range(count), desc=description, unit="frame") as frames:
             for t in frames:
                 view = views[t % len(views)]
-                drawn = animator.render(performance.pose[t : t + 1], view, samples(view))
+                pose = performance.pose[t : t + 1]
+                drawn = animator.render(pose, view, samples(view, pose))
                 writer.write(over(drawn, background).numpy())
             rate = count / max(frames.format_dict["elapsed"], 1e-9)
     warn(writer.notes)

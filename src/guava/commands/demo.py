@@ -247,7 +247,7 @@ def contact_sheet(pixels: np.ndarray, avatar: Avatar, template: Template, cell: 
     ]
 
     def draw(pose: Pose, view) -> np.ndarray:
-        return over(animator.render(pose, view, samples(view))).numpy()
+        return over(animator.render(pose, view, samples(view, pose))).numpy()
 
     made = [label(panel(), text) for text, panel in bar(panels, desc="contact sheet", unit="panel")]
     rows = [np.concatenate(made[i : i + 5], 1) for i in range(0, len(made), 5)]

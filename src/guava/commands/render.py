@@ -154,7 +154,7 @@ def _picture(
     camera, center = frame_view(animator, template, pose, config.size, config.frame, poses)
     if config.yaw or config.pitch:
         camera = orbit(camera, center, config.yaw, config.pitch)
-    drawn = animator.render(pose, camera, samples(camera))
+    drawn = animator.render(pose, camera, samples(camera, pose))
     save_image(config.output, drawn.numpy() if clear else over(drawn, background).numpy())
 
 
@@ -205,7 +205,7 @@ def draw_over(pixels: np.ndarray, animator: Animator, pose: Pose) -> np.ndarray:
             f"Use the photo itself ('{source.name}').",
         )
     camera = photo_camera(animator.avatar)
-    drawn = animator.render(pose, camera, samples(camera))
+    drawn = animator.render(pose, camera, samples(camera, pose))
     mixed = over(drawn, torch.from_numpy(pixels.astype(np.float32) / 255)).numpy()
     touched = drawn[..., 3:].numpy() > 0
     return np.where(touched, mixed, pixels)
@@ -216,11 +216,12 @@ def find_pose(name: str, seconds: float, avatar: Avatar, template: Template, arm
     from guava.body import Pose
     from guava.commands.animate import find_motion
     from guava.motion import apply_motion
+    from guava.motion.viewpoint import before_avatar
 
     if name == "source":
         return avatar.source.pose
     if name == "rest":
-        return place_neck(Pose.rest(template), avatar, template)
+        return place_neck(before_avatar(Pose.rest(template), avatar, template), avatar, template)
     motion, anchor = find_motion(name, template)
     frame = round(seconds * (motion.fps or 25.0))
     if not 0 <= frame < len(motion) and not motion.loop:
@@ -280,5 +281,5 @@ def render_turntable(
         views = turntable(camera, center, count, pitch)
     with VideoWriter(output, fps, (size, size)) as writer:
         for view in bar(views, desc=description, unit="frame", total=count):
-            writer.write(over(animator.render(pose, view, samples(view)), background).numpy())
+            writer.write(over(animator.render(pose, view, samples(view, pose)), background).numpy())
     warn(writer.notes)
