@@ -12,6 +12,7 @@ from samples import small_avatar
 from guava.avatar import Animator
 from guava.avatar.framing import framing, joint_pixels, pivot, view_from
 from guava.body import load_template
+from guava.commands.render import find_pose
 from guava.errors import FileFormatError, TemplateMismatchError
 from guava.motion import (
     apply_motion,
@@ -21,6 +22,7 @@ from guava.motion import (
     read_keypoints,
     track_keypoints,
 )
+from guava.motion.viewpoint import root_joint, seen_from
 from guava.rotation import axis_angle_to_matrix
 
 SHARED = Path(os.environ.get("GUAVA_SHARED", Path(__file__).parents[2] / "shared"))
@@ -56,6 +58,31 @@ def test_motion_anchor_takes_everything_from_the_motion(avatar, template):
     assert torch.equal(performance.pose.joints, clip.pose.joints)
     assert torch.equal(performance.pose.expression, clip.pose.expression)
     assert performance.arms == (True, True) and performance.notes == ()
+
+
+@pytest.mark.parametrize("anchor", ["motion", "photo"])
+def test_avatars_from_tracks_of_the_release_perform_the_same(avatar, template, anchor):
+    """There the person is upside down, and so is the camera."""
+    source = avatar.source
+    world = torch.diag(torch.tensor([1.0, -1, -1, 1]))
+    world[:3, 3] = torch.tensor([0.1, -0.4, 3])
+    camera = replace(source.camera, world_to_camera=source.camera.world_to_camera @ torch.linalg.inv(world))
+    before, after = source.camera.world_to_camera, camera.world_to_camera
+    pose = seen_from(source.pose, before, after, root_joint(avatar.identity, template))
+    theirs = replace(avatar, source=replace(source, pose=pose, camera=camera))
+    clip = make_clip("wave", template)
+    turned = clip.pose.joints.clone()
+    turned[:, 0, 1] = torch.linspace(0, 0.5, len(clip))
+    moved = clip.pose.translation + torch.linspace(0, 0.2, len(clip))[:, None] * torch.tensor([1.0, 0.5, 1])
+    clip = replace(clip, pose=replace(clip.pose, joints=turned, translation=moved))
+    wanted, got = (
+        joint_pixels(a, template, apply_motion(clip, a, template, anchor=anchor).pose, a.source.camera)
+        for a in (avatar, theirs)
+    )
+    assert (got - wanted).abs().max() < 0.05
+    rest, standing = (find_pose("rest", 0, a, template) for a in (avatar, theirs))
+    wanted = joint_pixels(avatar, template, rest, source.camera)
+    assert (joint_pixels(theirs, template, standing, camera) - wanted).abs().max() < 0.05
 
 
 def test_photo_anchor_moves_from_the_photo(avatar, template):

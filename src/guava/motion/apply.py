@@ -19,6 +19,7 @@ from guava.errors import TemplateMismatchError
 from guava.motion.file import for_template
 from guava.motion.motion import Motion
 from guava.motion.sampling import held
+from guava.motion.viewpoint import before_avatar
 from guava.rotation import axis_angle_to_matrix, matrix_to_axis_angle
 
 Anchor = Literal["photo", "motion"]
@@ -75,6 +76,8 @@ def apply_motion(
         )
     motion, notes = for_template(motion, template)
     pose = held(motion)
+    told = pose.joints
+    pose = before_avatar(pose, avatar, template)
     source = avatar.source.pose
     names = template.body.joint_names
     joints, expression = pose.joints.clone(), pose.expression
@@ -82,7 +85,7 @@ def apply_motion(
         arm_joints = {i for side in ("left", "right") for i in _arm_joints(template, side)}
         # The jaw's opening is the motion's own, as units would have it.
         body = [i for i in range(len(names)) if i not in arm_joints and i != JAW]
-        joints[:, body] = _compose(source.joints[:, body], joints[:, body])
+        joints[:, body] = _compose(source.joints[:, body], told[:, body])
         expression = _add_gaze(template, expression, source.expression)
 
     seen = avatar.source.hands_seen

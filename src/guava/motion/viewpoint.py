@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from guava.avatar.avatar import Avatar
 from guava.avatar.framing import skeleton
 from guava.body import Identity, Pose, Template
 from guava.camera import Camera
@@ -44,6 +45,15 @@ def seen_from(pose: Pose, cameras: Tensor, camera: Tensor, root: Tensor) -> Pose
     still = (turn - torch.eye(3).to(turn)).abs().amax((1, 2)) < 1e-7
     joints = torch.cat([torch.where(still[:, None], before, after)[:, None], pose.joints[:, 1:]], 1)
     return replace(pose, joints=joints, translation=translation.to(pose.translation))
+
+
+def before_avatar(pose: Pose, avatar: Avatar, template: Template) -> Pose:
+    """Poses (B = T) that are told for the frontal camera, turned for the avatar's own source camera: the same
+    ones for an avatar from Guava's tracker, others for one from a track of the release."""
+    camera = avatar.source.camera.world_to_camera
+    if is_frontal(camera):
+        return pose
+    return seen_from(pose, FRONTAL, camera, root_joint(avatar.identity, template))
 
 
 def root_joint(identity: Identity, template: Template) -> Tensor:
