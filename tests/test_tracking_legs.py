@@ -5,15 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from synthetic_models import synthetic_template
 
 from guava.body import EHM, Identity, Pose, load_template
+from guava.body.template import plain_head
 from guava.camera import Camera
 from guava.model.baseline import BaselineConfig
 from guava.model.baseline.surface import surface_tables
 from guava.synth import LEG_KINDS, frame_person, sample_legs, sample_person, sample_pose
 from guava.tracking import SourceMedia, TrackingConfig, track_detections
 from guava.tracking.detectors.base import FrameDetections, PersonDetection, PointSet
-from guava.tracking.fit.offsets import body_offset
+from guava.tracking.fit.offsets import body_offset, offsets_known
 from guava.tracking.keypoints import fit_keypoints
 from guava.tracking.observations import BODY_POINTS
 
@@ -28,14 +30,19 @@ def template():
 
 
 def whole_body(template, kind, seed=3, frames=1):
-    """Pose and identity of somebody, crown to soles, and a perfect detector's points of face and body."""
+    """Identity and pose of somebody, crown to soles, and what a perfect detector sees of face and body."""
     rng = np.random.default_rng(seed)
     person = replace(sample_person(seed, template), garment=None, hair=None)
     pose = sample_legs(rng, template, sample_pose(rng, template, "arms_down"), kind)
     camera = Camera.frontal(SIZE)
     pose = frame_person(rng, person, pose, template, kind="full_body", camera=camera)
+    return person.identity, pose, detected(template, person.identity, pose) * frames
+
+
+def detected(template, identity, pose):
+    camera = Camera.frontal(SIZE)
     with torch.no_grad():
-        out = EHM(template)(person.identity, pose)
+        out = EHM(template)(identity, pose)
     parents = template.body.parents.tolist()
     table = template.landmarks["mediapipe478"]
     marks = (out.vertices[0, template.faces[table.faces]] * table.barycentrics[..., None]).sum(1)
@@ -44,7 +51,8 @@ def whole_body(template, kind, seed=3, frames=1):
     for name, index in BODY_POINTS["mediapipe33"].items():
         joint = template.joint(name)
         turn = out.joint_transforms[0, parents[joint], :3, :3]
-        point = out.joints[0, joint] + turn @ body_offset(name).float()
+        aside = body_offset(name).float() * offsets_known(template)
+        point = out.joints[0, joint] + turn @ aside
         body[index] = camera.project(point[None])[0][0].numpy()
         sure[index], world[index] = 1, out.joints[0, joint].numpy() * [1, -1, -1]
     found = PersonDetection(
@@ -52,7 +60,7 @@ def whole_body(template, kind, seed=3, frames=1):
         PointSet("mediapipe478", face, np.ones(len(face))),
         PointSet("mediapipe33", body, sure, None, world), None, None,
     )
-    return person.identity, pose, [FrameDetections(found, 1, None)] * frames
+    return [FrameDetections(found, 1, None)]
 
 
 def track(template, found, **options):
@@ -108,6 +116,24 @@ def test_a_raised_thigh_points_forwards_even_if_the_detector_takes_it_for_straig
     raised = int(pose.joints[0, hips, 0].argmin())
     assert float(pose.joints[0, hips[raised], 0]) < -0.6
     assert float(tracked.pose.joints[0, hips[raised], 0]) < -0.3
+
+
+@pytest.mark.parametrize("name", ["smplx-flame", "smplx-flame-plain-head", "open-plain-head"])
+def test_legs_on_other_templates(name):
+    template = load_template(name) if name.startswith("open") else synthetic_template()
+    if name == "smplx-flame-plain-head":
+        template = plain_head(template)
+    pose = Pose.rest(template)
+    turns = {"left_hip": (-1.0, 0.1, 0.1), "left_knee": (1.4, 0, 0), "right_hip": (-0.05, 0, -0.1)}
+    for joint, turn in turns.items():
+        pose.joints[:, template.joint(joint)] = torch.tensor(turn)
+    for joint, turn in (("left_shoulder", -1.0), ("right_shoulder", 1.0)):
+        pose.joints[:, template.joint(joint), 2] = turn
+    pose.translation[:] = torch.tensor([0.0, 0.1, -26.0])
+    tracked = track(template, detected(template, Identity.neutral(template), pose))
+    for joint in ("left_hip", "left_knee", "right_hip", "right_knee"):
+        at = template.joint(joint)
+        assert float((tracked.pose.joints[0, at] - pose.joints[0, at]).norm()) < 0.35, joint
 
 
 def test_unseen_legs_rest(template):
