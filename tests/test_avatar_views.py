@@ -62,6 +62,17 @@ def test_orbit_goes_where_it_says():
 
 
 @pytest.mark.parametrize("angles", ANGLES)
+def test_orbit_goes_the_same_way_in_the_release_s_world(angles):
+    """Where the person, and with them the world's up, is upside down."""
+    camera, center = tilted(), torch.tensor([0.05, -0.1, -10.2], dtype=torch.float64)
+    points = center + torch.randn(20, 3, generator=torch.Generator().manual_seed(0)).double() * 0.3
+    turn = torch.diag(torch.tensor([1.0, -1, -1, 1], dtype=torch.float64))
+    theirs = replace(camera, world_to_camera=camera.world_to_camera @ turn)
+    seen = orbit(theirs, center @ turn[:3, :3], *angles).project(points @ turn[:3, :3])[0]
+    torch.testing.assert_close(seen, orbit(camera, center, *angles).project(points)[0])
+
+
+@pytest.mark.parametrize("angles", ANGLES)
 @pytest.mark.parametrize("camera", [Camera.frontal(200, dtype=torch.float64), tilted()])
 def test_orbit_keeps_pivot_distance_and_uprightness(camera, angles):
     center = torch.tensor([0.05, -0.1, -10.2], dtype=torch.float64)

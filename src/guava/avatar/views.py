@@ -40,7 +40,8 @@ def orbit(camera: Camera, pivot: Tensor, azimuth: float, elevation: float) -> Ca
             up, and beyond the person is upside down.
     """
     w2c = camera.world_to_camera
-    a, e = math.radians(azimuth), math.radians(elevation)
+    # In the release's world, where up is -y, the same way round is the other sense about y.
+    a, e = math.radians(azimuth if w2c[1, 1] <= 0 else -azimuth), math.radians(elevation)
     # The world turns the opposite way: about its vertical, then about the camera's horizontal axis.
     about_up = w2c.new_tensor([[math.cos(a), 0, -math.sin(a)], [0, 1, 0], [math.sin(a), 0, math.cos(a)]])
     about_x = w2c.new_tensor([[1, 0, 0], [0, math.cos(e), -math.sin(e)], [0, math.sin(e), math.cos(e)]])
