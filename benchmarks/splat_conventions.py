@@ -14,8 +14,9 @@ from dataclasses import replace
 import torch
 
 from guava.avatar import load_avatar
-from guava.avatar.framing import pivot, view_from
+from guava.avatar.framing import pivot
 from guava.avatar.posing import pose_gaussians
+from guava.avatar.views import orbit
 from guava.body import EHM, load_template
 from guava.rendering import GSPLAT, THREE_DGS, splat
 
@@ -45,7 +46,7 @@ def main() -> None:
         "opacities 1": (posed.scales, torch.ones(len(g))),
     }
     front = avatar.source.camera.resized(512, 512)
-    views = {"front": front, "40 degrees": view_from(front, 40, 10, pivot(avatar, template))}
+    views = {"front": front, "40 degrees": orbit(front, pivot(avatar, template), 40, 10)}
     print(f"{'view':12}{'Gaussians':36}RGB dB   max   | latents: rms/spread   max/spread | alpha max")
     for view, camera in views.items():
         for name, (scales, opacities) in looks.items():

@@ -10,7 +10,8 @@ import torch
 from samples import small_avatar
 
 from guava.avatar import Animator
-from guava.avatar.framing import framing, joint_pixels, pivot, view_from
+from guava.avatar.framing import framing, joint_pixels, pivot
+from guava.avatar.views import orbit
 from guava.body import load_template
 from guava.commands.render import find_pose
 from guava.errors import FileFormatError, TemplateMismatchError
@@ -174,7 +175,7 @@ def test_view_goes_round_the_pivot(avatar, template):
     camera, center = framing(avatar, template, 96), pivot(avatar, template)
     before, depth = camera.project(center[None])
     for yaw, pitch in ((40.0, 0.0), (-170.0, 25.0)):
-        after, new_depth = view_from(camera, yaw, pitch, center).project(center[None])
+        after, new_depth = orbit(camera, center, yaw, pitch).project(center[None])
         assert torch.allclose(after, before, atol=1e-3) and torch.allclose(depth, new_depth, atol=1e-4)
 
 

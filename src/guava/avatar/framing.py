@@ -110,11 +110,6 @@ def pivot(avatar: Avatar, template: Template) -> Tensor:
     return (joints[template.joint("neck")] + joints[template.joint("head")]) / 2
 
 
-def view_from(camera: Camera, yaw: float, pitch: float, center: Tensor) -> Camera:
-    """The camera moved round ``center`` by degrees: yaw towards the picture's right, pitch upwards."""
-    return camera.orbit(math.radians(yaw), math.radians(pitch), center)
-
-
 def samples(camera: Camera, pose: Pose) -> int:
     """Samples per pixel side for a picture of this pose (B = 1; see ``Animator.render``): 2 up to 1024
     pixels, and up to 4 where a body is so far away that lids would cover its eyes all the same."""

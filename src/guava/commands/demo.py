@@ -216,7 +216,8 @@ def contact_sheet(pixels: np.ndarray, avatar: Avatar, template: Template, cell: 
     import torch
 
     from guava.avatar import Animator, over
-    from guava.avatar.framing import framing, photo_camera, pivot, samples, view_from
+    from guava.avatar.framing import framing, photo_camera, pivot, samples
+    from guava.avatar.views import orbit
     from guava.commands.overlay import mesh_over
 
     source = avatar.source
@@ -241,9 +242,9 @@ def contact_sheet(pixels: np.ndarray, avatar: Avatar, template: Template, cell: 
         ("new expression: eyes closed", lambda: draw(_expression(avatar, template, _ASLEEP), camera)),
         ("new gesture: wave", lambda: draw(raised, wide)),
         ("new pose: head turned", lambda: draw(turned, camera)),
-        ("seen from 30 degrees left", lambda: draw(source.pose, view_from(camera, -30, 0, center))),
-        ("seen from 30 degrees right", lambda: draw(source.pose, view_from(camera, 30, 0, center))),
-        ("seen from above", lambda: draw(source.pose, view_from(camera, 15, 20, center))),
+        ("seen from 30 degrees left", lambda: draw(source.pose, orbit(camera, center, -30, 0))),
+        ("seen from 30 degrees right", lambda: draw(source.pose, orbit(camera, center, 30, 0))),
+        ("seen from above", lambda: draw(source.pose, orbit(camera, center, 15, 20))),
     ]
 
     def draw(pose: Pose, view) -> np.ndarray:
