@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from samples import small_avatar
 from synthetic_models import synthetic_template
 
 from guava.body import EHM, Identity, Pose, load_template
@@ -12,6 +13,7 @@ from guava.body.template import plain_head
 from guava.camera import Camera
 from guava.model.baseline import BaselineConfig
 from guava.model.baseline.surface import surface_tables
+from guava.motion import apply_motion, make_clip
 from guava.synth import LEG_KINDS, frame_person, sample_legs, sample_person, sample_pose
 from guava.tracking import SourceMedia, TrackingConfig, track_detections
 from guava.tracking.detectors.base import FrameDetections, PersonDetection, PointSet
@@ -215,3 +217,23 @@ def test_discs_of_legs_are_as_dense_as_their_size_allows(template):
     assert legs.sum() > 20_000
     assert np.quantile(config.disc_size * apart, 0.99) < config.max_disc
     assert tables.texel_rest[legs][:, 1].min() < -0.95
+
+
+def test_drivers_without_legs_leave_the_photos(template):
+    """Our clips and motions of upper bodies keep a stance; motions with legs set it."""
+    avatar = small_avatar(template)
+    legs = [template.joint(name) for name in LEGS]
+    stance = avatar.source.pose.joints.clone()
+    stance[0, legs[0], 0], stance[0, legs[1], 0] = -1.0, 1.2
+    avatar = replace(avatar, source=replace(avatar.source, pose=replace(avatar.source.pose, joints=stance)))
+    clip = make_clip("idle", template)
+    for anchor in ("photo", "motion"):
+        driven = apply_motion(clip, avatar, template, anchor=anchor)
+        torch.testing.assert_close(
+            driven.pose.joints[:, legs], stance[:, legs].expand(len(clip), -1, -1), atol=1e-5, rtol=0
+        )
+    walking = clip.pose.joints.clone()
+    walking[:, legs[1], 0] = 0.5
+    driven = apply_motion(replace(clip, pose=replace(clip.pose, joints=walking)), avatar, template)
+    assert float((driven.pose.joints[:, legs] - walking[:, legs]).abs().max()) < 1e-5
+    assert float(driven.pose.joints[:, legs[0]].abs().max()) == 0

@@ -26,6 +26,7 @@ Anchor = Literal["photo", "motion"]
 Arms = Literal["auto", "motion", "photo", "left", "right"]
 
 _ARM = ("collar", "shoulder", "elbow", "wrist")
+_LEG = ("hip", "knee", "ankle")
 _HAND = ("index", "middle", "pinky", "ring", "thumb")
 
 
@@ -87,6 +88,12 @@ def apply_motion(
         body = [i for i in range(len(names)) if i not in arm_joints and i != JAW]
         joints[:, body] = _compose(source.joints[:, body], told[:, body])
         expression = _add_gaze(template, expression, source.expression)
+    else:
+        # Trackers leave legs that they do not see exactly at rest.
+        legs = [template.joint(f"{side}_{part}") for side in ("left", "right") for part in _LEG]
+        if not told[:, legs].any() and source.joints[:, legs].any():
+            joints[:, legs] = source.joints[:, legs]
+            notes = (*notes, "The motion shows no legs; they keep the photo's pose.")
 
     seen = avatar.source.hands_seen
     follows = tuple(
