@@ -436,6 +436,13 @@ def test_weights_trained_without_a_part_need_no_warning(template, shot):
     assert made.refiner is None and not any("Tab. 4" in note for note in made.provenance.notes)
 
 
+def test_what_lite_consists_of_cannot_be_left_out():
+    """Said before a photo is tracked."""
+    for part in ("uv-gaussians", "inverse-mapping"):
+        with pytest.raises(InputError, match=f"cannot leave out {part}"):
+            prepare("lite", NetworkSettings(weights="random:0", ablate=(part,)))
+
+
 def test_without_the_expressive_head_the_plain_template_is_needed(weights, template, shot):
     plain = load_template("open-plain-head")
     with pytest.raises(TemplateMismatchError, match="open-plain-head"):

@@ -579,6 +579,13 @@ def prepare(
         TemplateMismatchError: The template is not that of the weights.
         InputError: As :func:`find_weights`.
     """
+    needed = {"uv-gaussians", "inverse-mapping"} & {*config.ablate}
+    if model == "lite" and needed:
+        raise InputError(
+            "The model 'lite' is nothing but UV Gaussians from inverse texture mapping, and cannot leave out "
+            f"{' and '.join(sorted(needed))}.",
+            "These ablations are for the models 'official' and 'paper'.",
+        )
     random = isinstance(config.weights, str) and config.weights.startswith(RANDOM)
     weights = None if random else find_weights(model, config)
     plain = PLAIN_HEAD if "ehm" in config.ablate else ""
