@@ -2,7 +2,7 @@
 
     python benchmarks/tracking_legs.py --count 20
 
-Every fourth body stands, steps, lifts a knee or sits (``guava.synth.LEG_KINDS``). Persons and seeds come from
+In turn the bodies stand, step, lift a knee or sit (``guava.synth.LEG_KINDS``). Persons and seeds come from
 ``guava.synth.dataset.TEST_SEEDS``; nothing in the tracker is tuned on them.
 """
 
@@ -70,7 +70,8 @@ def main() -> None:
         truth = camera.project(true)[0]
         height = float(np.ptp(camera.project(torch.from_numpy(view.vertices))[0][:, 1].numpy()))
         row = []
-        seen_count += int((found.person.body.confidence[[27, 28]] > 0.5).sum())
+        if found.person.body is not None:
+            seen_count += int((found.person.body.confidence[[27, 28]] > 0.5).sum())
         for part in PARTS:
             ids = [template.joint(f"{side}_{part}") for side in ("left", "right")]
             flat[part] += [100 * float(v) / height for v in (pixels - truth)[ids].norm(dim=1)]
