@@ -3,7 +3,8 @@
     python benchmarks/tracking_legs.py --count 20
 
 In turn the bodies stand, step, lift a knee or sit (``guava.synth.LEG_KINDS``). Persons and seeds come from
-``guava.synth.dataset.TEST_SEEDS``; nothing in the tracker is tuned on them.
+``guava.synth.dataset.TEST_SEEDS``; nothing in the tracker is tuned on them (the first twenty were looked at
+while the fit of legs was written, so the default starts beyond).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ PARTS = ("hip", "knee", "ankle")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=20, help="renders")
-    parser.add_argument("--seed", type=int, default=TEST_SEEDS.start, help="first seed")
+    parser.add_argument("--seed", type=int, default=TEST_SEEDS.start + 1000, help="first seed")
     parser.add_argument("--size", type=int, default=768, help="side of the pictures")
     arguments = parser.parse_args()
     template, detector, size = load_template(), create_detector("mediapipe"), arguments.size
@@ -56,8 +57,8 @@ def main() -> None:
         )  # fmt: skip
         detector.reset()
         found = detector.detect(view.rgb)
-        if found.person is None or found.person.face is None:
-            print(f"{seed} {kind:6s} nobody found")
+        if found.person is None or found.person.face is None or found.person.body is None:
+            print(f"{seed} {kind:6s} face or body not found")
             continue
         found_count += 1
         tracked = track_detections(
@@ -70,8 +71,7 @@ def main() -> None:
         truth = camera.project(true)[0]
         height = float(np.ptp(camera.project(torch.from_numpy(view.vertices))[0][:, 1].numpy()))
         row = []
-        if found.person.body is not None:
-            seen_count += int((found.person.body.confidence[[27, 28]] > 0.5).sum())
+        seen_count += int((found.person.body.confidence[[27, 28]] > 0.5).sum())
         for part in PARTS:
             ids = [template.joint(f"{side}_{part}") for side in ("left", "right")]
             flat[part] += [100 * float(v) / height for v in (pixels - truth)[ids].norm(dim=1)]
