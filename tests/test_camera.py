@@ -62,6 +62,8 @@ def test_batches_and_resize():
     batch = Camera(camera.world_to_camera.expand(3, 4, 4), camera.intrinsics.expand(3, 3, 3), 512, 512)
     pixels, depth = batch.project(torch.randn(3, 7, 3) * 0.1 + torch.tensor([0.0, 0, -9]))
     assert pixels.shape == (3, 7, 2) and depth.shape == (3, 7)
+    shared = Camera(batch.world_to_camera, camera.intrinsics, 512, 512)[1]
+    assert shared.intrinsics.shape == (3, 3) and shared.world_to_camera.shape == (4, 4)
     small = batch[1].resized(256, 128)
     point = torch.tensor([[0.2, 0.3, -9.0]])
     assert torch.allclose(

@@ -308,3 +308,11 @@ def test_without_transformers_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(MissingDependencyError, match=r"guava-avatar\[network\]"):
         ImageEncoder(TINY)
+
+
+def test_neck_names_what_it_takes():
+    neck = EncoderNeck(token_channels=4, width=4, stage_channels=(4, 4, 4, 4), map_size=8)
+    with pytest.raises(ValueError, match=r"five \(B, C, h, w\) maps"):
+        neck([torch.zeros(1, 4, 2, 2)] * 4, torch.zeros(1, 3, 28, 28))
+    with pytest.raises(ValueError, match=r"\(1, 4, 4\)"):
+        neck([torch.zeros(1, 4, 4)] * 5, torch.zeros(1, 3, 28, 28))

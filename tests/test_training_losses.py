@@ -83,6 +83,8 @@ def test_crops_are_rows_top_to_bottom_and_columns_left_to_right_with_open_ends()
     assert np.allclose(crops[1], _bilinear(images[2].numpy(), 8), atol=1e-12)
     assert crop_parts(images[1:2], boxes[1:2], 8).shape == (0, 3, 8, 8)
     assert crop_parts(images[:1], torch.tensor([[-3, -1, -2, 5]]), 8).shape[0] == 0
+    with pytest.raises(ValueError, match="whole pixels"):
+        crop_parts(images, boxes.float(), 8)
 
 
 def test_regularisers_by_loops():

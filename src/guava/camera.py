@@ -52,8 +52,10 @@ class Camera:
         )
 
     def __getitem__(self, index) -> Camera:
-        """Select from a batch."""
-        return replace(self, world_to_camera=self.world_to_camera[index], intrinsics=self.intrinsics[index])
+        """Select from a batch; intrinsics that all share stay shared."""
+        own = self.intrinsics.ndim > 2
+        intrinsics = self.intrinsics[index] if own else self.intrinsics
+        return replace(self, world_to_camera=self.world_to_camera[index], intrinsics=intrinsics)
 
     def transform(self, points: Tensor) -> Tensor:
         """World points (*B, N, 3) -> camera coordinates (*B, N, 3)."""

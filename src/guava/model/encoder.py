@@ -202,7 +202,13 @@ class EncoderNeck(nn.Module):
 
         Returns:
             f_map1 (B, uv_channels, M, M) and f_map2 (B, template_channels, M, M).
+
+        Raises:
+            ValueError: Other tokens than five such maps.
         """
+        if len(tokens) != 5 or any(one.ndim != 4 for one in tokens):
+            shapes = ", ".join(str(tuple(one.shape)) for one in tokens)
+            raise ValueError(f"The neck takes five (B, C, h, w) maps of patch tokens, not: {shapes}.")
         low, *stages = tokens
         image = image.detach()
         layers = []

@@ -41,7 +41,8 @@ def project_ndc(points: Tensor, camera: Camera) -> Tensor:
     """World points (*B, N, 3) -> (*B, N, 2) in [-1, 1] from edge to edge of the picture, x right, y down.
 
     The same place as ``camera.project`` gives, without the detour over pixels, which costs half of float32's
-    digits there: with the tracker's camera this is 24 (x, y) / z, to the last bit as the release computes it.
+    digits there: with the tracker's camera this is 24 (x, y) / z, to the last bit as the release computes
+    it for points in front of the camera.
     """
     seen = camera.transform(points)
     size = camera.intrinsics.new_tensor([camera.width, camera.height])

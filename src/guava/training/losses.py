@@ -125,12 +125,17 @@ def crop_parts(images: Tensor, boxes: Tensor, size: int = 256) -> Tensor:
 
     Args:
         images: (B, C, H, W).
-        boxes: (B, 4) left, right, top, bottom; right and bottom are exclusive.
+        boxes: (B, 4) whole pixels: left, right, top, bottom; right and bottom are exclusive.
         size: Side of the crops.
 
     Returns:
         (K, C, size, size), K <= B: pictures with an empty box are left out, so K may be 0.
+
+    Raises:
+        ValueError: Boxes that are not integers.
     """
+    if boxes.is_floating_point():
+        raise ValueError(f"Boxes are whole pixels (an integer tensor), not {boxes.dtype}.")
     crops = []
     for image, (left, right, top, bottom) in zip(images, boxes.tolist(), strict=True):
         cut = image[None, :, max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
