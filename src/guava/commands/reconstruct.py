@@ -50,8 +50,8 @@ class Config:
     """Parts of the network to leave out, as in Table 4 of the paper. Weights that were trained with a part
     do worse without it than such that never had it."""
     noise: int | None = None
-    """Seed of the random noise that the authors' networks draw; without it there is none, and equal photos
-    give equal avatars."""
+    """Seed of the random noise that the authors' networks draw at every call. Without it, and unlike there,
+    there is none, so that equal photos give equal avatars."""
     matting: Literal["closed_form", "tracker"] = "closed_form"
     """What cuts the person out for a network: the photo's own edges ("closed_form"), or the detector's
     mask as it is."""

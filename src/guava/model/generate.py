@@ -42,6 +42,8 @@ from guava.model.weights import (
 from guava.photo import Photo
 from guava.tracking.sequence import TrackedSequence
 
+_PREDICTED = ("positions", "rotations", "scales", "opacities", "features")
+
 STAGES = ("weights", "pose", "matte", "prior", "network", "assemble")
 """Of a reconstruction; "prior" only where the network starts from another generator's avatar."""
 
@@ -228,7 +230,8 @@ class Generator:
         gaussians = replace(  # inference tensors cannot be used for training later
             gaussians, **{f.name: getattr(gaussians, f.name).clone() for f in fields(gaussians)}
         )
-        if not bool(torch.isfinite(gaussians.features).all() and torch.isfinite(gaussians.positions).all()):
+        values = (getattr(gaussians, name) for name in _PREDICTED)
+        if not all(bool(torch.isfinite(value).all()) for value in values):
             raise InputError(
                 f"The network gives values that are not finite in {self.precision}.", "Use --precision fp32."
             )
