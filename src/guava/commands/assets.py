@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional, subcommand
 
-from guava.commands.console import say, warn
+from guava.commands.console import say, stage_bar, warn
 from guava.folders import user_folder
 
 
@@ -88,7 +88,10 @@ def run(config: Config) -> None:
     elif isinstance(action, Teeth):
         from guava.body.licensed.store import choose_teeth
 
-        _report(choose_teeth(action.name))
+        with stage_bar("teeth") as progress:
+            progress(action.name, 0, 1)
+            chosen = choose_teeth(action.name)
+        _report(chosen)
     elif isinstance(action, ShowPath):
         say(str(user_folder()))
     else:
@@ -98,7 +101,9 @@ def run(config: Config) -> None:
 def _add(action: Add) -> None:
     from guava.body.licensed.store import LICENCE, add_model, add_tables
 
-    added = add_tables(action.path) if action.what == "tables" else add_model(action.what, action.path)
+    with stage_bar("add") as progress:  # reading, checking and making the template take seconds
+        progress(action.what, 0, 1)
+        added = add_tables(action.path) if action.what == "tables" else add_model(action.what, action.path)
     say(f"added {', '.join(added.files)} to {user_folder()}")
     _report(added)
     say(LICENCE)
