@@ -837,7 +837,7 @@ def test_adding_files_makes_the_template(files, template, home, capsys):
     with pytest.raises(MissingAssetError):
         load_template("smplx-flame")
     assert main(["assets", "remove", "smplx-flame"]) == 0
-    assert not list((home / "models").glob("*.asset"))
+    assert not list((home / "models").iterdir()) and store.chosen_teeth() == "release"
     capsys.readouterr()
     assert main(["assets", "remove", "smplx"]) == 2 and "not there" in capsys.readouterr().err
 

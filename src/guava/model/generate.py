@@ -589,6 +589,7 @@ def prepare(
             f"{' and '.join(sorted(needed))}.",
             "These ablations are for the models 'official' and 'paper'.",
         )
+    find_device(config.device)
     random = isinstance(config.weights, str) and config.weights.startswith(RANDOM)
     weights = None if random else find_weights(model, config)
     plain = PLAIN_HEAD if "ehm" in config.ablate else ""

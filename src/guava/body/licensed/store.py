@@ -130,14 +130,14 @@ def choose_teeth(name: Literal["release", "natural"], build: bool = True) -> Add
     if name not in TEETH:
         raise InputError(f"There are no teeth named '{name}'.", f"Choose one of: {', '.join(TEETH)}.")
     _forget_template()
-    folder = _folder()
-    write_atomically(folder / "options.json", json.dumps({"teeth": name}).encode())
+    _folder()
+    write_atomically(_options(), json.dumps({"teeth": name}).encode())
     return _added((), build)
 
 
 def chosen_teeth() -> str:
     """Name of the reading of the teeth that the template gets."""
-    path = _folder(make=False) / "options.json"
+    path = _options()
     if not path.is_file():
         return "release"
     try:
@@ -152,7 +152,8 @@ def chosen_teeth() -> str:
 
 
 def remove(name: str) -> tuple[str, ...]:
-    """Delete a part ("smplx", "flame", "tables"), or all of it ("smplx-flame"), and the template.
+    """Delete a part ("smplx", "flame", "tables"), or all of it and the choice of teeth ("smplx-flame"), and
+    the template.
 
     Returns:
         Names of the parts that were there.
@@ -169,6 +170,8 @@ def remove(name: str) -> tuple[str, ...]:
     _forget_template()
     for part in there:
         _path(part).unlink()
+    if name == NAME:
+        _options().unlink(missing_ok=True)
     return there
 
 
@@ -264,6 +267,10 @@ def _make_folder(folder: Path) -> None:
             f"Cannot make the folder '{folder}': {error.strerror or error}.",
             "Set GUAVA_HOME to a folder that may be written.",
         ) from error
+
+
+def _options() -> Path:
+    return _folder(make=False) / "options.json"
 
 
 def _path(part: str) -> Path:
