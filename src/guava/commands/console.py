@@ -49,7 +49,8 @@ def stage_bar(description: str) -> Iterator:
             if stage == drawn[1] and time.monotonic() - drawn[0] < pause:
                 return
             shown.total, shown.n = max(total, 1), done
-            shown.set_postfix_str(f"{stage} {done}/{total}" if total > 12 else stage, refresh=False)
+            counted = 12 < total < 10**6  # frames, not bytes
+            shown.set_postfix_str(f"{stage} {done}/{total}" if counted else stage, refresh=False)
             shown.refresh()
             drawn[:] = [time.monotonic(), stage]
 

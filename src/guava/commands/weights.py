@@ -118,15 +118,13 @@ def _import(action: Import) -> None:
         progress("writing", 0, 1)
         save_weights(weights, precision="float16" if action.half else "float32")
     provenance = weights.provenance
-    del weights  # before what was written is read for the summary
-    notes = list(provenance["notes"])
+    del weights  # before what was written is read for the summary, which has the import's own notes
     if template is None:
-        notes.append(
+        warn([
             f"These weights need the template '{OFFICIAL_TEMPLATE}', which is not installed yet. Add your "
             "SMPL-X and FLAME files (see: guava assets add --help); import again after that to have them "
             "compared with the checkpoint's copy."
-        )
-    warn(notes)
+        ])  # fmt: skip
     say(f"{action.checkpoint.name} -> {path}")
     _describe_left_out(provenance)
     say()
