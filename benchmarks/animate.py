@@ -18,7 +18,15 @@ from dataclasses import replace
 
 import torch
 from plausible import benchmark_source, plausible_weights
-from scenes import accelerator, machine, median_ms, peak_memory, standing_pose, surface_avatar
+from scenes import (
+    accelerator,
+    accelerator_options,
+    machine,
+    median_ms,
+    peak_memory,
+    standing_pose,
+    surface_avatar,
+)
 
 from guava.avatar import Animator, Avatar, Provenance, RefinerReference, SourceView, load_avatar, over
 from guava.avatar.animate import PRECISIONS, find_device
@@ -40,16 +48,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=30)
     parser.add_argument("--warm-up", type=int, default=2)
     parser.add_argument("--coarse", action="store_true", help="without the refiner")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="of the refiner")
-    parser.add_argument("--channels-last", action="store_true", help="memory layout of the refiner")
-    parser.add_argument("--tf32", action="store_true", help="TF32 convolutions, as in the release")
-    parser.add_argument(
-        "--compile",
-        choices=("none", "default", "reduce-overhead", "max-autotune"),
-        default="none",
-        help="torch.compile of the refiner; the last two use CUDA graphs",
-    )
+    accelerator_options(parser, "the refiner")
     parser.add_argument("--torch-threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print one JSON object")

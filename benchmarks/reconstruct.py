@@ -15,7 +15,7 @@ import warnings
 
 import torch
 from plausible import benchmark_source, plausible_weights
-from scenes import Timer, accelerator, machine, peak_memory
+from scenes import Timer, accelerator, accelerator_options, machine, peak_memory
 from torch import Tensor
 
 from guava.avatar.animate import PRECISIONS, find_device
@@ -33,16 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=("official", "paper", "lite"), default="official")
     parser.add_argument("--template", default="open")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32")
-    parser.add_argument("--channels-last", action="store_true", help="memory layout of convolutions")
-    parser.add_argument("--tf32", action="store_true", help="TF32 matrix products, as in the release")
-    parser.add_argument(
-        "--compile",
-        choices=("none", "default", "reduce-overhead", "max-autotune"),
-        default="none",
-        help="torch.compile of encoder and decoders; the last two use CUDA graphs",
-    )
+    accelerator_options(parser, "encoder and decoders")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--warm-up", type=int, default=1)
     parser.add_argument("--threads", type=int, help="of torch, on the CPU")

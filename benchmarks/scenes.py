@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from guava.avatar import Avatar, Gaussians, Layer, Provenance, SourceView
+from guava.avatar.animate import PRECISIONS
 from guava.avatar.posing import bind_to_skin, bind_to_triangles, bind_to_vertices, triangle_frames
 from guava.body import EHM, EHMOutput, Identity, Pose, Template
 from guava.camera import Camera
@@ -98,6 +100,20 @@ def machine() -> dict:
         None, "python": platform.python_version(), "torch": torch.__version__, "numba": numba.__version__,
         "numpy": np.__version__,
     }
+
+
+def accelerator_options(parser: argparse.ArgumentParser, what: str) -> None:
+    """Where ``what`` (the networks' parts) runs and what may make it faster there."""
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help=f"of {what}")
+    parser.add_argument("--channels-last", action="store_true", help=f"memory layout of {what}")
+    parser.add_argument("--tf32", action="store_true", help="TF32 arithmetic, as in the release")
+    parser.add_argument(
+        "--compile",
+        choices=("none", "default", "reduce-overhead", "max-autotune"),
+        default="none",
+        help=f"torch.compile of {what}; the last two use CUDA graphs",
+    )
 
 
 def accelerator(device: torch.device) -> dict:
