@@ -52,7 +52,7 @@ def surface_gaussians(template: Template, count: int, channels: int, seed: int) 
     spread = spacing * 0.7 * torch.exp(0.3 * torch.randn(count, 3, generator=generator))
     spread[:, 1] *= 0.2  # a1 is the normal
     values = {
-        "rotations": matrix_to_quaternion(triangle_frames(vertices, faces[face_ids]).rotation),
+        "rotations": matrix_to_quaternion(triangle_frames(vertices, faces[face_ids], "mean_edge").rotation),
         "scales": spread,
         "opacities": 0.3 + 0.7 * torch.rand(count, generator=generator),
         "features": torch.rand(count, channels, generator=generator),

@@ -222,26 +222,8 @@ def test_commands_show_a_networks_avatar(folder, monkeypatch, capsys):
     assert json.loads((folder / "c.png.json").read_text())["refiner"] is None
     fine, coarse = (np.asarray(Image.open(folder / n), float) for n in ("x.png", "c.png"))
     assert fine.shape == (96, 96, 3) and 0 < np.abs(fine - coarse).mean() < 16
-    assert (
-        main(
-            [
-                "animate",
-                "a.guava",
-                "--motion",
-                "idle",
-                "--seconds",
-                "0.1",
-                "--size",
-                "64",
-                "-o",
-                "v.mp4",
-                "--precision",
-                "bf16",
-                "--profile",
-            ]
-        )
-        == 0
-    )
+    command = "animate a.guava --motion idle --seconds 0.1 --size 64"
+    assert main([*command.split(), "-o", "v.mp4", "--precision", "bf16", "--profile"]) == 0
     told = capsys.readouterr().err
     assert all(f"{stage} " in told for stage in ("body", "pose", "splat", "refine"))
     assert json.loads((folder / "v.mp4.json").read_text())["settings"]["precision"] == "bf16"
@@ -275,26 +257,8 @@ def test_cameras_from_everywhere(folder, monkeypatch):
 
     monkeypatch.setattr("guava.avatar.views.RELEASE_STATIC_FRAMES", 3)
     assert main([*base, "--turntable", "o.mp4", "--orbit", "official"]) == 0
-    assert (
-        main(
-            [
-                "animate",
-                "a.guava",
-                "--motion",
-                "idle",
-                "--seconds",
-                "0.1",
-                "--size",
-                "64",
-                "--orbit",
-                "official",
-                "--coarse",
-                "-o",
-                "m.mp4",
-            ]
-        )
-        == 0
-    )
+    command = "animate a.guava --motion idle --seconds 0.1 --size 64"
+    assert main([*command.split(), "--orbit", "official", "--coarse", "-o", "m.mp4"]) == 0
     beside = json.loads((folder / "m.mp4.json").read_text())
     assert beside["settings"]["orbit"] == "official" and beside["frames"] == 3
     assert main(["render", "a.guava", "-o", "x.png", "--over", "photo.png", "--frame", "body"]) == 2

@@ -99,7 +99,7 @@ def same_rotation(a, b, **tolerance):
 def test_triangle_frame_by_hand():
     vertices = torch.tensor([[1.0, 1, 1], [4, 1, 1], [2, 1, -3]])  # edges 3, sqrt(17), sqrt(20)
     faces = torch.tensor([[0, 1, 2]])
-    frames = triangle_frames(vertices, faces)
+    frames = triangle_frames(vertices, faces, "mean_edge")
     torch.testing.assert_close(frames.rotation[0], torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]]))
     assert frames.sigma.item() == pytest.approx((3 + math.sqrt(17) + math.sqrt(20)) / 3)
     height = triangle_frames(vertices, faces, "edge_and_height")

@@ -70,9 +70,11 @@ class PosedGaussians:
     features: Tensor
 
 
-def triangle_frames(vertices: Tensor, faces: Tensor, sigma_rule: SigmaRule = "mean_edge") -> TriangleFrames:
-    """Frames of the triangles ``faces`` (F, 3) of a mesh (*B, V, 3). A triangle without area has no
-    orientation: its R_t holds zeros, never NaN."""
+def triangle_frames(vertices: Tensor, faces: Tensor, sigma_rule: SigmaRule) -> TriangleFrames:
+    """Frames of the triangles ``faces`` (F, 3) of a mesh (*B, V, 3), metres: R_t and sigma of Eq. 3.
+
+    A triangle without area has no orientation: its R_t holds zeros, never NaN.
+    """
     _check_rule(sigma_rule)
     v0, v1, v2 = vertices[..., faces.long(), :].unbind(-2)
     edge, side = v1 - v0, v2 - v0
@@ -89,7 +91,7 @@ def triangle_frames(vertices: Tensor, faces: Tensor, sigma_rule: SigmaRule = "me
 def face_frames(
     vertices: Tensor, faces: Tensor, sigma_rule: SigmaRule = "edge_and_height"
 ) -> TriangleFrames:
-    """:func:`triangle_frames`, by default with the release's sigma: ``rotation, sigma = face_frames(v, f)``.
+    """:func:`triangle_frames` with the release's sigma: ``rotation, sigma = face_frames(vertices, faces)``.
 
     Args:
         vertices: (*B, V, 3) metres.

@@ -302,7 +302,7 @@ def uv_gaussians(
 
     faces = tables.template.faces
     vertices = posed.vertices[0]
-    frames = triangle_frames(vertices, faces)
+    frames = triangle_frames(vertices, faces, "mean_edge")
     out = []
     for index, barycentrics, disc_size, shape, shape_surface in parts:
         face_ids = tables.texel_face[index]
@@ -313,7 +313,7 @@ def uv_gaussians(
         arm = torch.from_numpy(np.einsum("nk,nkc->nc", barycentrics, arm)).float()
         sigma = frames.sigma[ids].clamp(min=1e-9)[:, None]
         local = (arm[:, None] @ frames.rotation[ids])[:, 0] / sigma
-        shape_frames = frames if shape is posed else triangle_frames(shape.vertices[0], faces)
+        shape_frames = frames if shape is posed else triangle_frames(shape.vertices[0], faces, "mean_edge")
         turn, scale = _discs_in_frames(shape_surface, shape_frames, tables, face_ids, disc_size, config)
         out.append(
             rig_to_triangles(

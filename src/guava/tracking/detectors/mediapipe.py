@@ -543,7 +543,7 @@ def _quiet_stderr():
             os.dup2(held.fileno(), 2)
             try:
                 yield
-            except Exception:
+            except Exception:  # noqa: BLE001 - raised again, once what was held back is shown
                 held.seek(0)
                 os.write(saved, held.read())
                 raise
