@@ -9,10 +9,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import numba
 import numpy as np
 import torch
+from torch import Tensor
 
 from guava.avatar import Avatar, Gaussians, Layer, Provenance, SourceView
 from guava.avatar.animate import PRECISIONS
@@ -86,6 +88,135 @@ def surface_avatar(template: Template, count: int, seed: int, size: int) -> Avat
 def posed(template: Template, pose: Pose) -> EHMOutput:
     """The mean person in a pose."""
     return EHM(template)(Identity.neutral(template), pose)
+
+# The scene that splatting is timed on: see speed_scene.
+SCENE_SEED = 0
+_UPPER_BODY = 0.72  # metres from the crown down
+_AIM = 0.27  # the picture's centre below the crown, metres
+_DISTANCE = 2.2  # of the camera, metres
+_FIELD = 0.56  # metres that the picture's side shows at that distance
+_REFERENCE_SIZE = 512  # of the picture that sigmas are stated in pixels of
+
+
+@dataclass(frozen=True)
+class SplatScene:
+    """What ``guava.rendering.splat`` takes.
+
+    Attributes:
+        means: (N, 3) metres.
+        quaternions: (N, 4).
+        scales: (N, 3) metres.
+        opacities: (N,).
+        features: (N, C).
+        camera: Square; looks along the world's y axis, so that depths are sums of two numbers, equal in every
+            implementation, and with them the order in which Gaussians are composited.
+    """
+
+    means: Tensor
+    quaternions: Tensor
+    scales: Tensor
+    opacities: Tensor
+    features: Tensor
+    camera: Camera
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The arguments of ``splat`` before the camera."""
+        return self.means, self.quaternions, self.scales, self.opacities, self.features
+
+    def to(self, device: torch.device | str) -> SplatScene:
+        """The same scene on another device (the camera stays)."""
+        names = ("means", "quaternions", "scales", "opacities", "features")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+    def resized(self, size: int) -> SplatScene:
+        """The same Gaussians before a picture of another size."""
+        return replace(self, camera=self.camera.resized(size, size))
+
+    def with_channels(self, channels: int) -> SplatScene:
+        """The first ``channels`` features."""
+        return replace(self, features=self.features[:, :channels].contiguous())
+
+
+def speed_scene(
+    mesh: tuple[np.ndarray, np.ndarray], count: int = 150_000, size: int = 512, channels: int = 32,
+    seed: int = SCENE_SEED,
+) -> SplatScene:
+    """The scene that the splatter's times are stated for: a person's upper body, front and back.
+
+    ``count`` points by area on the surface; standard deviations along it log-uniform from 0.9 to 2.5 pixels of
+    a 512-pixel picture, 0.2 times the smaller across it; opacities 0.3 to 1; normally distributed features;
+    in random order, which is the worst for caches. With the mesh of the feasibility study this is, number for
+    number, that study's scene.
+
+    Args:
+        mesh: Vertices (V, 3), metres, z up and facing -y, and triangles (F, 3): ``template_mesh`` or
+            ``read_mesh``.
+    """
+    rng = np.random.default_rng(seed)
+    vertices, faces = mesh
+    crown = vertices[:, 2].max()
+    corners = vertices[faces]
+    faces = faces[corners.mean(1)[:, 2] > crown - _UPPER_BODY]
+    corners = vertices[faces]
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    area = np.linalg.norm(normals, axis=1) / 2
+    normals = normals / (2 * area[:, None] + 1e-12)
+    chosen = rng.choice(len(faces), count, p=area / area.sum())
+    u = rng.random((count, 2))
+    root, v = np.sqrt(u[:, :1]), u[:, 1:]
+    means = (1 - root) * corners[chosen, 0] + root * (1 - v) * corners[chosen, 1] + root * v * corners[chosen, 2]
+    axes = _tangent_frames(normals[chosen], 2 * np.pi * rng.random((count, 1)))
+    pixels = np.exp(rng.uniform(np.log(0.9), np.log(2.5), (count, 2)))
+    tangent = pixels * (_FIELD / _REFERENCE_SIZE)
+    scales = np.concatenate([tangent, 0.2 * tangent.min(1, keepdims=True)], 1)
+    opacities = rng.uniform(0.3, 1.0, count)
+    features = rng.standard_normal((count, channels)) * 0.5
+
+    rotation = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
+    view = np.eye(4)
+    view[:3, :3], view[:3, 3] = rotation, -rotation @ [0, -_DISTANCE, crown - _AIM]
+    focal = size * _DISTANCE / _FIELD
+    intrinsics = np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]])
+
+    def tensor(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array, np.float32))
+
+    return SplatScene(
+        tensor(means), tensor(matrix_to_quaternion(torch.from_numpy(axes)).numpy()), tensor(scales),
+        tensor(opacities), tensor(features), Camera(tensor(view), tensor(intrinsics), size, size),
+    )
+
+
+def _tangent_frames(normals: np.ndarray, angles: np.ndarray) -> np.ndarray:
+    """Right-handed (N, 3, 3) frames, columns: tangents turned by ``angles`` (N, 1) and the normal or its
+    opposite."""
+    other = np.where(np.abs(normals[:, :1]) > 0.8, [[0, 1.0, 0]], [[1.0, 0, 0]])
+    first = np.cross(normals, other)
+    first /= np.linalg.norm(first, axis=1, keepdims=True)
+    second = np.cross(normals, first)
+    cos, sin = np.cos(angles), np.sin(angles)
+    frames = np.stack([cos * first + sin * second, -sin * first + cos * second, normals], -1)
+    frames[np.linalg.det(frames) < 0, :, 2] *= -1
+    return frames
+
+
+def template_mesh(template: Template) -> tuple[np.ndarray, np.ndarray]:
+    """The mean person, arms half down, as ``speed_scene`` takes it.
+
+    The arms' angle is chosen so that the picture costs what the feasibility study's does: 52 % of its pixels
+    are covered, by 39 contributions each (there: 51 % and 41).
+    """
+    pose, _ = standing_pose(template, arms_down=0.85)
+    pose.translation.zero_()
+    vertices = posed(template, pose).vertices[0].double().numpy()
+    return vertices[:, [0, 2, 1]] * [1, -1, 1], template.faces.numpy()
+
+
+def read_mesh(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices ``v`` and triangles ``f`` of an .npz file, z up and facing -y, metres."""
+    with np.load(path) as file:
+        return file["v"].astype(np.float64), file["f"].reshape(-1, 3).astype(np.int64)
 
 
 def machine() -> dict:
