@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=3)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--backend", default="cpu", choices=["cpu", "torch", "gsplat"])
+    parser.add_argument("--backend", default="auto", choices=["auto", "native", "numba", "torch", "gsplat"])
     parser.add_argument("--conventions", default="gsplat", choices=["gsplat", "3dgs"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print one JSON object")

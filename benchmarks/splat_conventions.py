@@ -52,7 +52,7 @@ def main() -> None:
         for name, (scales, opacities) in looks.items():
             exact, near = (
                 splat(
-                    posed.means, posed.quaternions, scales, values, features, camera, backend="cpu",
+                    posed.means, posed.quaternions, scales, values, features, camera, backend="native",
                     conventions=conventions,
                 )
                 for values, conventions in (

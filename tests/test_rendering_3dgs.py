@@ -19,7 +19,7 @@ from guava.rendering.splat_gsplat import splat_gsplat
 from guava.rendering.splat_torch import splat_torch
 from guava.rotation import axis_angle_to_matrix
 
-BACKENDS = ["cpu", "torch"]
+BACKENDS = ["numba", "torch"]
 FLIP = np.diag([-1.0, -1, 1, 1])
 
 
@@ -250,7 +250,7 @@ def test_values_of_the_cpu_backend(case):
     _, gaussians, background, camera, _, (color, inverse_depth, left), _ = case
     single = [g.float() for g in gaussians]
     out = splat(
-        *single, camera.to(dtype=torch.float32), background=background.float(), backend="cpu",
+        *single, camera.to(dtype=torch.float32), background=background.float(), backend="numba",
         conventions=THREE_DGS,
     )
     assert out.depth is None
@@ -277,7 +277,7 @@ def test_backends_agree_on_a_crowd(seed, channels):
     gaussians, camera, _, _, _ = scene(1200, channels, 40 + seed, (72, 60), 0.016, (0.05, 1.0))
     reference = splat(*gaussians, camera, backend="torch", conventions=THREE_DGS)
     out = splat(
-        *(g.float() for g in gaussians), camera.to(dtype=torch.float32), backend="cpu", conventions=THREE_DGS
+        *(g.float() for g in gaussians), camera.to(dtype=torch.float32), backend="numba", conventions=THREE_DGS
     )
     assert reference.alpha.mean() > 0.5
     # A Gaussian right at the limits 1/255 and 1e-4 may be in on one side only.

@@ -14,7 +14,7 @@ from guava.rendering.splat_gsplat import gsplat_available
 from guava.rendering.splat_torch import project_gaussians
 from guava.rotation import quaternion_to_matrix
 
-BACKENDS = ["cpu", "torch"]
+BACKENDS = ["numba", "torch"]
 
 
 def scene(count, channels=3, size=48, seed=0, sigma=0.02, dtype=torch.float32):
@@ -144,7 +144,7 @@ def test_clamp_skip_and_stop(backend):
 def test_backends_agree(channels):
     args = scene(1500, channels=channels, size=50, seed=channels)
     background = torch.rand(channels)
-    cpu = splat(*args, background=background, backend="cpu")
+    cpu = splat(*args, background=background, backend="numba")
     reference = splat(*args, background=background, backend="torch")
     assert 0.5 < cpu.alpha.mean() < 0.999
     torch.testing.assert_close(cpu.features, reference.features, atol=2e-4, rtol=0)
@@ -279,15 +279,15 @@ def test_backend_choice_is_never_silent():
     args[0] = args[0].requires_grad_()
     assert splat(*args).features.requires_grad
     with pytest.raises(ValueError, match="no gradients"):
-        splat(*args, backend="cpu")
+        splat(*args, backend="numba")
     with torch.no_grad():
-        splat(*args, backend="cpu")
+        splat(*args, backend="numba")
     with pytest.raises(ValueError, match="CUDA"):
         splat(*args, backend="gsplat")
     with pytest.raises(ValueError, match="no splat backend"):
         splat(*args, backend="opengl")
     with pytest.raises(ValueError, match="0.0025"), torch.no_grad():
-        splat(*args, backend="cpu", conventions=SplatConventions(alpha_min=1e-3))
+        splat(*args, backend="numba", conventions=SplatConventions(alpha_min=1e-3))
 
 
 @pytest.mark.skipif(gsplat_available(), reason="gsplat is installed here")

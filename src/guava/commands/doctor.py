@@ -253,7 +253,7 @@ def _rendering() -> Iterator[Finding]:
         torch.ones(1),
         torch.ones(1, 3),
         Camera.frontal(16),
-        backend="cpu",
+        backend="numba",
     )
     if not 0.5 < float(out.alpha.max()) <= 1:
         yield Finding(BROKEN, "splatting", "a test picture came out wrong", "Please report this.")

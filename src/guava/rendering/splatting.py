@@ -17,6 +17,8 @@ of 0.011. docs/rendering.md lists the differences and how far apart the two pict
 
 from __future__ import annotations
 
+import functools
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Literal
@@ -68,6 +70,17 @@ class SplatConventions:
     straight_through: bool = False
     inverse_depth: bool = False
 
+    def __post_init__(self):
+        limits = (self.eps2d, self.transmittance_min, self.frustum_margin)
+        if not (
+            0 < self.alpha_min <= self.alpha_max < 1 and 0 < self.near < math.inf
+            and all(0 <= value < math.inf for value in limits) and self.extent in ("alpha", "radius")
+        ):
+            raise ValueError(
+                "Splat conventions need 0 < alpha_min <= alpha_max < 1, near > 0, no other number below 0 or "
+                f"infinite, and the extent 'alpha' or 'radius'; got {self}."
+            )
+
 
 GSPLAT = SplatConventions()
 """gsplat's defaults."""
@@ -114,6 +127,23 @@ class SplatOutput:
     depth: Tensor | None
     inverse_depth: Tensor | None = None
 
+    @staticmethod
+    def empty(
+        width: int, height: int, channels: int, conventions: SplatConventions = GSPLAT, *, depth: bool = True
+    ) -> SplatOutput:
+        """A picture on the CPU, not filled, to be drawn into again and again (``splat(..., out=)``).
+
+        Args:
+            width, height: Pixels.
+            channels: C.
+            conventions: They say whether it holds depth or inverse depth.
+            depth: False leaves both out: they will not be drawn.
+        """
+        depths = (torch.empty(height, width), None) if depth else (None, None)
+        if conventions.inverse_depth:
+            depths = depths[::-1]
+        return SplatOutput(torch.empty(height, width, channels), torch.empty(height, width), *depths)
+
     @property
     def mean_depth(self) -> Tensor:
         """(H, W) expected depth of what is seen, ``depth / alpha`` (or ``alpha / inverse_depth``); infinite
@@ -134,6 +164,7 @@ def splat(
     background: Tensor | None = None,
     backend: str = "auto",
     conventions: SplatConventions = GSPLAT,
+    out: SplatOutput | None = None,
 ) -> SplatOutput:
     """Splat N Gaussians with C channels each.
 
@@ -147,21 +178,29 @@ def splat(
         background: (C,) placed behind the Gaussians; black (zero) without it.
         backend: One of
 
-            * "cpu": numba, multithreaded, float32, no gradients;
-            * "torch": the readable reference, any device and dtype, differentiable, slow;
+            * "native": the compiled library, CPU, multithreaded, differentiable. It computes in float32
+              whatever it is given; gradients have their inputs' dtype;
+            * "numba": CPU, multithreaded, float32, no gradients, several times slower; for machines where
+              the library cannot load;
+            * "torch": the readable reference, any device and dtype, differentiable, very slow;
             * "gsplat": CUDA, differentiable;
-            * "auto": "gsplat" for CUDA tensors; for CPU tensors "torch" when a gradient is asked for and
-              "cpu" otherwise. Elsewhere, and on CUDA without gsplat, "torch" with a warning.
+            * "auto": "gsplat" for CUDA tensors, "native" for CPU tensors. Where these are not to be had, with
+              a warning, "numba" on the CPU without gradients and "torch" otherwise.
         conventions: The backend "gsplat" draws ``THREE_DGS`` as gsplat does, with a warning that says by how
             much it deviates, and refuses other constants than the two named sets'.
+        out: A picture to overwrite and return, as :meth:`SplatOutput.empty` makes it: frame after frame
+            into new memory costs the native backend a sixth of its time. Without depths in it, none are
+            drawn. Only where no gradient is asked for. Other backends draw their own picture and copy it.
 
     Raises:
-        ValueError: Wrong shapes, NaN or infinite values, zero quaternions, opacities outside [0, 1], or a
-            backend that cannot do what is asked.
+        ValueError: Wrong shapes, NaN or infinite values, zero quaternions, opacities outside [0, 1] (the
+            array and the first such row are named), an ``out`` that does not fit, or a backend that cannot do
+            what is asked.
         MissingDependencyError: "gsplat" is not installed.
+        NativeUnavailable: "native" is asked for and cannot load.
     """
     single_camera(camera)
-    _check(means, quaternions, scales, opacities, features, background)
+    _check_shapes(means, quaternions, scales, opacities, features, background)
     needs_grad = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad
         for t in (
@@ -169,38 +208,52 @@ def splat(
             camera.intrinsics,
         )
     )
+    if out is not None:
+        _check_out(out, (camera.height, camera.width), features.shape[1], conventions, needs_grad)
     name = _resolve(backend, means.device, needs_grad)
-    if name == "cpu":
-        from guava.rendering.splat_cpu import splat_cpu as run
+    if name == "native":
+        from guava.rendering.splat_native import splat_native
+
+        return splat_native(
+            means, quaternions, scales, opacities, features, camera, background, conventions, out
+        )
+    _check_values(means, quaternions, scales, opacities, features, background, camera)
+    if name == "numba":
+        from guava.rendering.splat_numba import splat_numba as run
     elif name == "gsplat":
         from guava.rendering.splat_gsplat import splat_gsplat as run
     else:
         from guava.rendering.splat_torch import splat_torch as run
-    return run(means, quaternions, scales, opacities, features, camera, background, conventions)
+    drawn = run(means, quaternions, scales, opacities, features, camera, background, conventions)
+    return drawn if out is None else _copy(drawn, out)
 
 
 def _resolve(backend: str, device: torch.device, needs_grad: bool) -> str:
     """The backend that will run; raises where the wish cannot be met."""
     if backend == "auto":
+        if device.type == "cpu":
+            reason = native_problem()
+            if reason is None:
+                return "native"
+            warn_slow(reason)
+            return "torch" if needs_grad else "numba"
         if device.type == "cuda":
             from guava.rendering.splat_gsplat import gsplat_available
 
             if gsplat_available():
                 return "gsplat"
+        warnings.warn(
+            f"Splatting on '{device}' without gsplat uses the slow torch reference; "
+            'install it with: pip install "guava-avatar[gpu]", or move the tensors to the CPU.',
+            RuntimeWarning, stacklevel=3,
+        )
+        return "torch"
+    if backend in ("native", "numba"):
         if device.type != "cpu":
-            warnings.warn(
-                f"Splatting on '{device}' without gsplat uses the slow torch reference; "
-                'install it with: pip install "guava-avatar[gpu]", or move the tensors to the CPU.',
-                RuntimeWarning, stacklevel=3,
-            )
-            return "torch"
-        return "torch" if needs_grad else "cpu"
-    if backend == "cpu":
-        if device.type != "cpu":
-            raise ValueError(f"The splat backend 'cpu' cannot draw tensors that lie on '{device}'.")
-        if needs_grad:
+            raise ValueError(f"The splat backend '{backend}' cannot draw tensors that lie on '{device}'.")
+        if backend == "numba" and needs_grad:
             raise ValueError(
-                "The splat backend 'cpu' has no gradients; use backend='torch', or torch.no_grad()."
+                "The splat backend 'numba' has no gradients; use backend='native', or torch.no_grad()."
             )
         return backend
     if backend == "gsplat":
@@ -209,42 +262,148 @@ def _resolve(backend: str, device: torch.device, needs_grad: bool) -> str:
         return backend
     if backend == "torch":
         return backend
-    raise ValueError(f"There is no splat backend '{backend}'; choose 'auto', 'cpu', 'torch' or 'gsplat'.")
+    raise ValueError(
+        f"There is no splat backend '{backend}'; choose 'auto', 'native', 'numba', 'torch' or 'gsplat'."
+    )
 
 
-def _check(means, quaternions, scales, opacities, features, background) -> None:
+def native_problem() -> str | None:
+    """Why the native library cannot be used here; None if it can."""
+    try:
+        from guava import native
+    except ImportError as error:
+        return str(error)
+
+    try:
+        native.library()
+    except native.NativeUnavailable as error:
+        return str(error)
+    return None
+
+
+@functools.cache
+def warn_slow(reason: str) -> None:
+    """Once per process: that the CPU's slow path is in use, and why."""
+    warnings.warn(
+        "Splatting on the CPU is several times slower than it could be, and with gradients hundreds of "
+        f"times: {reason} See 'guava doctor'.",
+        RuntimeWarning, stacklevel=4,
+    )
+
+
+# --- what is refused ----------------------------------------------------------------------------------------
+
+
+def _check_shapes(means, quaternions, scales, opacities, features, background) -> None:
     count = means.shape[0] if means.ndim else -1
-    wanted = {
-        "means": (means, (count, 3)), "quaternions": (quaternions, (count, 4)),
-        "scales": (scales, (count, 3)), "opacities": (opacities, (count,)),
-        "features": (features, (count, features.shape[-1] if features.ndim else -1)),
-    }
-    if background is not None:
-        wanted["background"] = (background, (features.shape[-1],))
-    for name, (value, shape) in wanted.items():
-        if tuple(value.shape) != shape:
+    channels = features.shape[-1] if features.ndim else -1
+    for name, value, shape in (
+        ("means", means, (count, 3)), ("quaternions", quaternions, (count, 4)),
+        ("scales", scales, (count, 3)), ("opacities", opacities, (count,)),
+        ("features", features, (count, channels)), ("background", background, (channels,)),
+    ):
+        if value is None:
+            continue
+        if value.shape != shape:
             raise ValueError(f"splat got {name} of shape {tuple(value.shape)}, expected {shape}.")
         if value.device != means.device:
             raise ValueError(f"splat got {name} on '{value.device}' but means on '{means.device}'.")
+
+
+def _check_values(means, quaternions, scales, opacities, features, background, camera) -> None:
+    """What the native kernels check by themselves."""
+    arrays = {
+        "means": means, "quaternions": quaternions, "scales": scales, "opacities": opacities,
+        "features": features, "background": background, "camera": camera.world_to_camera[:3],
+    }
+    for name, value in arrays.items():
         # A sum is NaN or infinite if any entry is, and costs a tenth of isfinite().all(); a finite overflow
         # of the sum is told apart by the full test.
-        if not bool(torch.isfinite(value.detach().sum())) and not bool(torch.isfinite(value).all()):
-            raise ValueError(f"splat got {name} with NaN or infinite values.")
-    if count and not bool((quaternions.detach().abs().amax(1) > 0).all()):
-        raise ValueError("splat got quaternions that are zero.")
-    if count:
-        low, high = (float(t) for t in opacities.detach().aminmax())
-        # Rounding is forgiven.
-        if low < -1e-4 or high > 1 + 1e-4:
-            raise ValueError(f"splat got opacities from {low:.4g} to {high:.4g}, expected [0, 1].")
+        if value is None or bool(torch.isfinite(value.detach().sum())):
+            continue
+        rows = ~torch.isfinite(value.detach())
+        rows = rows.any(1) if rows.ndim > 1 else rows
+        if bool(rows.any()):
+            raise not_finite(name, int(rows.nonzero()[0]))
+    zero = (quaternions.detach() == 0).all(1)
+    if bool(zero.any()):
+        raise zero_quaternion(int(zero.nonzero()[0]))
+    bad = (opacities.detach() < -OPACITY_SLACK) | (opacities.detach() > 1 + OPACITY_SLACK)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        raise opacity_outside(row, float(opacities[row]))
+
+
+OPACITY_SLACK = 1e-4
+"""Opacities may leave [0, 1] by this much: rounding is forgiven."""
+
+
+def not_finite(name: str, row: int) -> ValueError:
+    """The error for an array that has a NaN or an infinity in ``row``."""
+    if name == "camera":
+        return ValueError("splat got a camera with NaN or infinite values.")
+    return ValueError(f"splat got {name} with NaN or infinite values (row {row}).")
+
+
+def zero_quaternion(row: int) -> ValueError:
+    """The error for a quaternion without direction."""
+    return ValueError(f"splat got quaternions that are zero (row {row}).")
+
+
+def opacity_outside(row: int, value: float) -> ValueError:
+    """The error for an opacity that is none."""
+    return ValueError(f"splat got opacities outside [0, 1]: {value:.4g} in row {row}.")
+
+
+def _check_out(
+    out: SplatOutput, size: tuple[int, int], channels: int, conventions: SplatConventions, needs_grad: bool
+) -> None:
+    if needs_grad:
+        raise ValueError("splat draws into out= only without gradients; use torch.no_grad().")
+    if (out.depth if conventions.inverse_depth else out.inverse_depth) is not None:
+        wanted, given = ("inverse_depth", "depth")[:: 1 if conventions.inverse_depth else -1]
+        raise ValueError(f"splat got an out= with {given}, but its conventions draw {wanted}.")
+    depth = out.inverse_depth if conventions.inverse_depth else out.depth
+    for name, value, shape in (
+        ("features", out.features, (*size, channels)), ("alpha", out.alpha, size), ("depth", depth, size),
+    ):
+        if name == "depth" and value is None:
+            continue
+        if (
+            value.shape != shape or value.dtype != torch.float32 or value.device.type != "cpu"
+            or not value.is_contiguous()
+        ):
+            raise ValueError(
+                f"splat got an out= whose {name} is {tuple(value.shape)} {value.dtype} on '{value.device}'; "
+                f"it needs {shape}, float32, contiguous, on the CPU."
+            )
+
+
+def _copy(drawn: SplatOutput, out: SplatOutput) -> SplatOutput:
+    out.features.copy_(drawn.features)
+    out.alpha.copy_(drawn.alpha)
+    if out.depth is not None:
+        out.depth.copy_(drawn.depth)
+    if out.inverse_depth is not None:
+        out.inverse_depth.copy_(drawn.inverse_depth)
+    return out
 
 
 def normalized_frustum(camera: Camera, margin: float) -> tuple[float, float, float, float]:
-    """Limits of x/z and y/z (x_low, x_high, y_low, y_high) for the Jacobian, see ``SplatConventions``."""
-    inverse = torch.linalg.inv(camera.intrinsics.detach().double().cpu())
-    w, h = float(camera.width), float(camera.height)
-    corners = torch.tensor([[0, 0, 1], [w, 0, 1], [0, h, 1], [w, h, 1]], dtype=torch.float64) @ inverse.T
-    low, high = corners[:, :2].amin(0), corners[:, :2].amax(0)
-    extra = margin * (high - low) / 2
-    low, high = low - extra, high + extra
-    return float(low[0]), float(high[0]), float(low[1]), float(high[1])
+    """Limits of x/z and y/z (x_low, x_high, y_low, y_high) for the Jacobian, see ``SplatConventions``.
+
+    Raises:
+        ValueError: Intrinsics that are not finite, not invertible, or whose last row is not (0, 0, 1).
+    """
+    (a, b, cx), (c, d, cy), last = camera.intrinsics.detach().double().tolist()
+    determinant = a * d - b * c
+    if last != [0, 0, 1] or not (0 < abs(determinant) < math.inf and math.isfinite(cx) and math.isfinite(cy)):
+        raise ValueError(
+            "splat got a camera whose intrinsics are not finite, cannot be inverted, or do not end with "
+            f"(0, 0, 1): {camera.intrinsics.tolist()}."
+        )
+    corners = [(u - cx, v - cy) for u in (0, camera.width) for v in (0, camera.height)]
+    xs = [(d * u - b * v) / determinant for u, v in corners]
+    ys = [(a * v - c * u) / determinant for u, v in corners]
+    x_extra, y_extra = margin * (max(xs) - min(xs)) / 2, margin * (max(ys) - min(ys)) / 2
+    return min(xs) - x_extra, max(xs) + x_extra, min(ys) - y_extra, max(ys) + y_extra

@@ -1,4 +1,4 @@
-"""Gaussian splatting on the CPU: numba kernels, float32, no gradients.
+"""Gaussian splatting on the CPU where the native library cannot load: numba kernels, float32, no gradients.
 
 Project all Gaussians, sort the visible ones by depth once, drop them into 8x8-pixel tiles in that order, and
 composite every tile front to back. Rows of eight pixels go through straight-line code without branches, which
@@ -29,7 +29,7 @@ _Q3, _Q4, _Q5 = _f(-0.16655598477551195), _f(0.041088569315207844), _f(-0.006917
 _MATH = {"contract", "nsz", "nnan"}
 
 
-def splat_cpu(
+def splat_numba(
     means: Tensor, quaternions: Tensor, scales: Tensor, opacities: Tensor, features: Tensor, camera: Camera,
     background: Tensor | None, conventions: SplatConventions,
 ) -> SplatOutput:
@@ -39,7 +39,7 @@ def splat_cpu(
         ValueError: ``conventions.alpha_min`` is below exp(-6) = 0.0025, where the fast exponential ends.
     """
     if -math.log(conventions.alpha_min) > _MAX_EXPONENT:
-        raise ValueError(f"The splat backend 'cpu' needs alpha_min >= 0.0025, got {conventions.alpha_min}.")
+        raise ValueError(f"The splat backend 'numba' needs alpha_min >= 0.0025, got {conventions.alpha_min}.")
 
     def array(tensor: Tensor) -> np.ndarray:
         return tensor.detach().to("cpu", torch.float32).contiguous().numpy()
@@ -56,8 +56,8 @@ def splat_cpu(
     if conventions.exclusive_limits:
         near = np.nextafter(near, _f(np.inf))
         transmittance_min = np.nextafter(transmittance_min, _f(0))
-    threads = numba.get_num_threads()
     with KERNEL_LOCK:
+        threads = numba.get_num_threads()
         records, boxes = _project(
             array(means), array(quaternions), array(scales), array(opacities), view, intrinsics, limits,
             camera.width, camera.height, _f(conventions.eps2d), _f(conventions.alpha_min),
