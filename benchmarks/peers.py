@@ -1,4 +1,4 @@
-"""The native splatter's peers: ``native/peers.cpp``, compiled when a benchmark asks for it, and their checks."""
+"""The native splatter's peers (``native/peers.cpp``), compiled when a benchmark asks, and their checks."""
 
 from __future__ import annotations
 
