@@ -64,11 +64,13 @@ def measure(network, refiner, source, size: int, repeat: int) -> dict:
         macs = count_macs(network, source, view=view)
         out = {f"GMAC {name}": round(count / 1e9, 2) for name, count in macs.items()}
         out["GMAC refiner"] = round(count_macs(refiner, features, alpha)["total"] / 1e9, 2)
+        folded = refiner.for_inference()
         times = {
             "look (no weights)": lambda: network.look(source),
             "encoder": lambda: network.encoder(picture),
             "forward after look": lambda: network(source, view=view),
             "refiner": lambda: refiner(features, alpha),
+            "refiner folded": lambda: folded(features, alpha),
         }
         out.update({f"ms {name}": clock(run, repeat) for name, run in times.items()})
 

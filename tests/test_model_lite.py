@@ -17,6 +17,7 @@ from guava.model.assemble import assemble
 from guava.model.config import Ablation, preset
 from guava.model.lite import (
     LiteNetwork,
+    LiteRefiner,
     SurfaceView,
     avatar_prior,
     count_macs,
@@ -112,6 +113,44 @@ def test_an_untrained_refiner_shows_the_coarse_picture():
     changed = refiner(features, alpha)
     assert changed.min() >= 0 and changed.max() <= 1
     assert not torch.allclose(changed, features[:, :3], atol=0.05)
+
+
+def _trained_refiner() -> LiteRefiner:
+    """A refiner in which every parameter matters."""
+    torch.manual_seed(5)
+    refiner = lite_refiner(preset("lite"))
+    for parameter in refiner.parameters():
+        if parameter.ndim < 4 or parameter is refiner.last.weight:
+            nn.init.normal_(parameter, std=0.4)
+    return refiner
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_folded_refiner_is_the_same_function(layout):
+    refiner = _trained_refiner()
+    folded = refiner.for_inference()
+    features = torch.rand(2, 32, 36, 28).contiguous(memory_format=layout)
+    alpha = torch.rand(2, 1, 36, 28)
+    before = features.clone(), alpha.clone()
+    with torch.no_grad():
+        wanted = refiner(features, alpha)
+    assert (wanted - features[:, :3]).abs().mean() > 0.05, "a refiner that does nothing shows nothing"
+    got = folded(features, alpha)
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
+    assert not got.requires_grad
+    assert torch.equal(features, before[0]) and torch.equal(alpha, before[1]), "it works in place on inputs"
+
+
+def test_the_folded_refiner_keeps_its_weights_and_its_precision():
+    refiner = _trained_refiner()
+    features, alpha = torch.rand(1, 32, 16, 16), torch.rand(1, 1, 16, 16)
+    wanted = refiner.for_inference()(features, alpha)
+    low = refiner.for_inference(torch.bfloat16)
+    assert low.dtype == torch.bfloat16 and refiner.squeeze.weight.dtype == torch.float32
+    assert (low(features.bfloat16(), alpha.bfloat16()).float() - wanted).abs().max() < 0.1
+    folded = refiner.for_inference()
+    nn.init.zeros_(refiner.last.weight)
+    assert torch.equal(folded(features, alpha), wanted)
 
 
 def test_the_refiner_learns_from_both_sides_of_its_bounds():
