@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -114,16 +115,16 @@ class Picture:
         return tuple(tensor.data_ptr() for tensor in self.tensors)
 
 
-def agreement(ours: Picture, theirs: Picture) -> dict:
-    """How far two pictures of one scene are apart.
+def agreement(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> dict:
+    """How far two pictures of one scene are apart: features (H, W, C), alpha and depth (H, W) of each.
 
     Returns:
         max_difference at the pixels within ``TOLERANCE``; flipped_pixels beyond it and their
         max_flip; agree: whether those are at most ``FLIPS`` of the pixels and within ``FLIP_TOLERANCE``.
     """
-    shape = ours.alpha.shape
+    shape = ours[1].shape
     worst = torch.zeros(shape)
-    for a, b in zip(ours.tensors, theirs.tensors, strict=True):
+    for a, b in zip(ours, theirs, strict=True):
         difference = (a - b).abs().reshape(*shape, -1)
         if difference.shape[-1]:
             worst = torch.maximum(worst, torch.nan_to_num(difference, nan=torch.inf).amax(-1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -230,8 +231,17 @@ def machine() -> dict:
         "cpu": model, "cores": os.cpu_count(), "numba_threads": numba.get_num_threads(),
         "torch_threads": torch.get_num_threads(), "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else
         None, "python": platform.python_version(), "torch": torch.__version__, "numba": numba.__version__,
-        "numpy": np.__version__,
+        "numpy": np.__version__, "commit": commit(),
     }
+
+
+def commit() -> str | None:
+    """The checkout's git commit, with "+" if files differ from it; None if there is none."""
+    command = ["git", "-C", os.path.dirname(__file__), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def accelerator_options(parser: argparse.ArgumentParser, what: str) -> None:

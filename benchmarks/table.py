@@ -40,8 +40,8 @@ class Row:
         """JSON of this row."""
         return {
             "what": self.what, "target": self.bound, "target_is": "at most" if self.at_most else "at least",
-            "measured": self.measured, "unit": self.unit, "met": self.met, "quiet": self.quiet,
-            "note": self.note, **self.details,
+            "measured": None if self.measured is None else round(self.measured, 3), "unit": self.unit,
+            "met": self.met, "quiet": self.quiet, "note": self.note, **self.details,
         }
 
     @staticmethod
