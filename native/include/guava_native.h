@@ -25,7 +25,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct or a function changes; the loader refuses another number. */
-#define GUAVA_ABI_VERSION 1
+#define GUAVA_ABI_VERSION 2
 
 enum guava_status {
     GUAVA_OK = 0,
@@ -146,6 +146,84 @@ typedef struct guava_splat_gradients {
 GUAVA_API int32_t guava_splat_backward(guava_context *context, const guava_splat_scene *scene,
                                        const guava_splat_state *state,
                                        const guava_splat_gradients *gradients, guava_splat_stats *stats);
+
+/* ---- Animation: guava.body.ehm, guava.avatar.posing, guava.rendering.frame ------------------------------- */
+
+/* Most joints, because rows of joints are named by one byte. */
+#define GUAVA_MAX_JOINTS 256
+
+/* A mesh and its skeleton at rest, and a pose. */
+typedef struct guava_body {
+    int32_t vertices, joints, influences; /* V, J, K */
+    const int32_t *parents;     /* (J,): parents[0] is ignored, parents[j] < j */
+    const float *rest_vertices; /* (V, 3), pose correctives included */
+    const float *rest_joints;   /* (J, 3) */
+    const float *rotations;     /* (J, 3, 3) relative to the parent */
+    const uint8_t *indices;     /* (V, K) joints that move a vertex */
+    const float *weights;       /* (V, K) by how much */
+    float translation[3];
+} guava_body;
+
+typedef struct guava_body_pose {
+    float *joints;           /* (J, 3) */
+    float *joint_transforms; /* (J, 4, 4) posed = transform @ rest */
+    float *vertices;         /* (V, 3) */
+    float *transforms;       /* (V, 4, 4) blended */
+} guava_body_pose;
+
+/* Forward kinematics and linear blend skinning: EHM.forward behind EHM.rest.
+ * GUAVA_INVALID_VALUE: a parent or a joint index that does not exist. */
+GUAVA_API int32_t guava_pose_body(guava_context *context, const guava_body *body, const guava_body_pose *out);
+
+/* An avatar's Gaussians (guava.avatar.Gaussians) and the mesh that they follow, in one pose. */
+typedef struct guava_pose_scene {
+    int64_t count;                      /* N */
+    int32_t vertices, faces, joints;    /* V, F, J */
+    int32_t influences;                 /* K, columns of skin_indices and skin_weights */
+    int32_t mean_edge;                  /* sigma rule: 1 "mean_edge", 0 "edge_and_height" */
+    const float *positions;             /* (N, 3) */
+    const float *rotations;             /* (N, 4) */
+    const float *scales;                /* (N, 3) */
+    const float *barycentrics;          /* (N, 3) */
+    const float *local_offset;          /* (N, 3) */
+    const float *sigma;                 /* (N,) */
+    const float *triangle_rotation;     /* (N, 4) */
+    const float *skin_weights;          /* (N, K) */
+    const uint8_t *skin_indices;        /* (N, K) */
+    const uint8_t *binding;             /* (N,) 0 triangle, 1 vertex, 2 skin */
+    const int32_t *anchor;              /* (N,) */
+    const int32_t *triangles;           /* (F, 3) */
+    const float *mesh;                  /* (V, 3) posed */
+    const float *transforms;            /* (V, 4, 4) */
+    const float *joint_transforms;      /* (J, 4, 4) */
+    float origin[3];                    /* where anchors go whose barycentrics do not sum to one */
+} guava_pose_scene;
+
+typedef struct guava_posed {
+    float *means;       /* (N, 3) */
+    float *quaternions; /* (N, 4) unit */
+    float *scales;      /* (N, 3) */
+} guava_posed;
+
+/* GUAVA_INVALID_VALUE: a Gaussian is bound to what is not there, or a triangle has such a vertex. */
+GUAVA_API int32_t guava_pose_gaussians(guava_context *context, const guava_pose_scene *scene,
+                                       const guava_posed *out);
+
+/* A picture for the screen or the encoder. */
+typedef struct guava_frame {
+    int32_t width, height;   /* of the picture that is made */
+    int32_t samples;         /* per pixel side: inputs are (height * samples, width * samples) and averaged */
+    int32_t channels;        /* of `features`, >= 3; the first three are red, green, blue */
+    int32_t glowing;         /* 1: `features` come from a refiner, see guava.rendering.frame */
+    const float *features;   /* premultiplied on black */
+    const float *alpha;
+    const float *behind;     /* (height, width, 3) in [0, 1], or NULL: `background` */
+    float background[3];
+    int64_t row_bytes;       /* from one row of `rgb` to the next, >= 3 * width */
+    uint8_t *rgb;            /* (height, width, 3) */
+} guava_frame;
+
+GUAVA_API int32_t guava_frame_rgb8(guava_context *context, const guava_frame *frame);
 
 #ifdef __cplusplus
 }
