@@ -21,7 +21,7 @@ from guava.rendering import shade_mesh
 from guava.synth import TEST_SEEDS, accuracy_set
 from guava.tracking.detection import detect_photo, detect_video, photo_notes
 from guava.tracking.detectors import available_detectors, create_detector
-from guava.tracking.detectors.mediapipe import _quiet_stderr, import_mediapipe
+from guava.tracking.detectors.mediapipe_graphs import import_mediapipe, quiet_stderr
 
 
 def _photo(pixels):
@@ -186,7 +186,7 @@ def test_somebody_else_after_a_cut_is_not_followed(tmp_path):
     class Everywhere:
         name = "fake"
 
-        def detect(self, image, near=None):
+        def detect(self, image, near=None, *, mask=True):
             points = PointSet("mediapipe478", face, np.ones(478))
             person = PersonDetection(np.array([30.0, 10, 100, 128]), 1.0, points, None, None, None)
             return FrameDetections(person, 1, None)
@@ -223,7 +223,7 @@ def test_somebody_else_in_the_same_shot_is_not_followed(tmp_path):
     class Somebody:
         name = "fake"
 
-        def detect(self, image, near=None):
+        def detect(self, image, near=None, *, mask=True):
             if np.abs(image[36:44, 66:72].astype(int) - background[40, 68]).mean() < 20:
                 return FrameDetections(None, 0, None)
             points = PointSet("mediapipe478", face, np.ones(478))
@@ -320,7 +320,7 @@ def test_a_release_without_models_says_what_to_do(monkeypatch):
 def test_stderr_comes_back_after_threads_held_it_at_once(capfd):
     def hold(k):
         for _ in range(20):
-            with _quiet_stderr():
+            with quiet_stderr():
                 os.write(2, b"held back")
                 time.sleep(0.0005 * k)
 

@@ -65,7 +65,7 @@ def available_detectors() -> list[DetectorInfo]:
     """What can be used here and what not, with reasons; imports the heavy packages."""
     found = []
     try:
-        from guava.tracking.detectors.mediapipe import import_mediapipe
+        from guava.tracking.detectors.mediapipe_graphs import import_mediapipe
 
         import_mediapipe()
         found.append(DetectorInfo("mediapipe", True, "face, body, hands and mask; models are in its package"))

@@ -71,13 +71,16 @@ class Detector(Protocol):
 
     name: str
 
-    def detect(self, image: np.ndarray, near: np.ndarray | None = None) -> FrameDetections:
+    def detect(
+        self, image: np.ndarray, near: np.ndarray | None = None, *, mask: bool = True
+    ) -> FrameDetections:
         """Find people in one frame.
 
         Args:
             image: (H, W, 3) uint8 RGB.
             near: (4,) box of the person in the previous frame; the person that overlaps it most is followed.
                 None: the largest person is taken.
+            mask: Whether the mask is wanted; without it none is returned in the frames of a clip.
         """
         ...
 

@@ -1,25 +1,25 @@
 """MediaPipe 0.10.21, the last release whose wheel carries its models; nothing is ever downloaded.
 
-The solutions are run on crops round one person, then face mesh and hands once more on enlarged crops, since
-each of them shrinks its input to about 200 pixels before it looks for anything.
+The pose is read on a crop round one person, face mesh and hands on enlarged crops, since each of them shrinks
+its input to about 200 pixels before it looks for anything. In a clip, models that do not need each other's
+results run beside each other; what they find does not depend on it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
-import tempfile
-import threading
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from itertools import permutations
+from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from scipy import ndimage
 
-from guava.errors import GuavaError, MissingDependencyError
 from guava.tracking.detectors.base import FrameDetections, PersonDetection, PointSet
+from guava.tracking.detectors.mediapipe_graphs import FACE_SCORE, POSE_HANDS, POSE_HEAD, Graphs
 
 # Indices of "mediapipe33".
 _NOSE, _EYES, _EARS = 0, (2, 5), (7, 8)
@@ -27,12 +27,12 @@ _SHOULDERS, _WRISTS, _HIPS = (11, 12), (15, 16), (23, 24)
 _LEGS = slice(25, 33)  # knees, ankles, heels, toes
 _KNUCKLES = ((17, 19), (18, 20))  # pinky and index finger, left then right
 
-_STDERR_LOCK = threading.RLock()
-
-_FACE_SCORE = 0.5
+_CLEAR_LEG = 0.5  # knees less sure than this were not found by the wider look
 _POSE_ALONE_SCORE = 0.6  # a body without any face must be surer, or coats on hangers become people
 _WRIST_LIMIT = 0.45  # of the body scale; a hand farther from the pose's wrist belongs to somebody else
 _OUTSIDE = 0.25  # factor on the confidence of body points outside the picture, which are extrapolated
+_PATIENCE, _RETRY = 3, 5  # what stayed hidden for 3 frames of a clip is searched for in every 5th
+_MASK_EVERY = 4  # frames of a clip from one segmentation to the next where only the person's box needs it
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,38 @@ class _Hand:
 
 @dataclass(frozen=True)
 class _Body:
+    """A pose; and the crop and MediaPipe's own landmarks in it, for what else follows from them."""
+
     points: np.ndarray
     depth: np.ndarray
     visibility: np.ndarray
     world: np.ndarray
-    hands: tuple[_Hand, ...]
-    face: tuple[np.ndarray, np.ndarray] | None
+    crop: _Crop
+    landmarks: Any
+
+
+@dataclass
+class _ClipState:
+    """What is remembered from frame to frame of a clip.
+
+    Attributes:
+        face: (4,) box of the followed face.
+        region, face_region, hand_regions: Boxes of the crops, which stay where they are while they fit.
+        hand_misses, weak_misses, leg_misses: Searches in vain, in a row: for hands, for hands
+            by the pose alone, legs.
+        growth: (4,) by how much the mask widened the person's box when it was made last.
+        frames: Since the last segmentation.
+    """
+
+    face: np.ndarray | None = None
+    region: np.ndarray | None = None
+    face_region: np.ndarray | None = None
+    hand_regions: list[np.ndarray | None] = field(default_factory=lambda: [None, None])
+    hand_misses: list[int] = field(default_factory=lambda: [0, 0])
+    weak_misses: list[int] = field(default_factory=lambda: [0, 0])
+    leg_misses: int = 0
+    growth: np.ndarray | None = None
+    frames: int = 0
 
 
 class MediaPipeDetector:
@@ -102,6 +128,7 @@ class MediaPipeDetector:
 
     Args:
         mask: Whether to segment the person.
+        threads: How many models may run at once; torch's number of threads if left out.
 
     Raises:
         MissingDependencyError: mediapipe is not installed, or has no build for this Python.
@@ -110,100 +137,80 @@ class MediaPipeDetector:
 
     name = "mediapipe"
 
-    def __init__(self, mask: bool = True):
-        self._solutions = import_mediapipe()
+    def __init__(self, mask: bool = True, threads: int | None = None):
+        self.graphs = Graphs()
         self._mask = mask
-        self._graphs: dict[str, object] = {}
-        self._stale: set[str] = set()
-        self._previous_face: np.ndarray | None = None
-        self._region: np.ndarray | None = None
-        self._face_region: np.ndarray | None = None
-        self._hand_regions: list[np.ndarray | None] = [None, None]
-        self._misses = [0, 0]
+        self._threads = torch.get_num_threads() if threads is None else threads
+        self._pool: ThreadPoolExecutor | None = None
+        self._state = _ClipState()
 
     def reset(self) -> None:
         """Forget the previous frames."""
-        self._previous_face = self._region = self._face_region = None
-        self._hand_regions, self._misses = [None, None], [0, 0]
-        self._stale.update(key for key in self._graphs if key.endswith("/clip"))
+        self._state = _ClipState()
+        self.graphs.restart_clips()
 
     def close(self) -> None:
-        """Free the graphs; the detector can be used again."""
-        for graph in self._graphs.values():
-            graph.close()
-        self._graphs.clear()
+        """Free graphs and threads; the detector can be used again."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+        self.graphs.close()
 
-    def detect(self, image: np.ndarray, near: np.ndarray | None = None) -> FrameDetections:
+    def detect(
+        self, image: np.ndarray, near: np.ndarray | None = None, *, mask: bool = True
+    ) -> FrameDetections:
         """See :class:`guava.tracking.detectors.base.Detector`."""
         image = np.ascontiguousarray(image)
         clip = near is not None
+        # The crop for the pose nearly always stays the same; should it move, its graph starts anew anyway.
+        held, ahead = self._state.region, None
+        if clip and held is not None:
+            ahead = self._later(lambda: self._landmarks(image, held, [], "pose/clip"))
         faces = self._faces(image, thorough=not clip)
         face = self._choose(faces, near)
         others = [f for f in faces if f is not face]
-        body = self._body(image, face, others, near, clip)
+        body = self._body(image, face, others, near, clip, ahead)
         if face is None and body is not None:
             face = self._face_of_body(image, body)
-        mesh = self._mesh(image, face, body, clip)
+        if clip:
+            held_hands = self._held_hands(image, face, body)
+            mesh, *seen = self._together([lambda: self._mesh(image, face, body, clip), *held_hands])
+            candidates = [hand for hands in seen for hand in hands]
+        else:
+            mesh, candidates = self._mesh(image, face, body, clip), []
         if mesh is None and body is None:
             return FrameDetections(None, len(faces), None)
-        if mesh is None and face is not None and face.score < _FACE_SCORE:
+        if mesh is None and face is not None and face.score < FACE_SCORE:
             face = None
-        hands = self._hands(image, face, body, clip)
+        hands = self._hands(image, face, body, clip, candidates)
         person = _assemble(image, face, body, mesh, hands)
-        mask = None
+        found = None
         if self._mask:
-            mask, box = self._segment(image, person)
+            found, box = self._masked(image, person, clip, mask)
             person = replace(person, box=box)
         if face is not None:
             # Kept while the face is turned away, so that nobody else's in the box is taken for it.
-            self._previous_face = face.box
-        return FrameDetections(person, max(len(faces), 1), mask)
+            self._state.face = face.box
+        return FrameDetections(person, max(len(faces), 1), found)
 
-    # Running graphs
+    # Models beside each other
 
-    def _run(self, key: str, image: np.ndarray):
-        """Run a solution by key; "/clip" graphs keep state between frames."""
-        # Graphs write to the C-level stderr whenever they start, from threads of their own; only "process"
-        # waits for those, so restarting belongs in here too.
-        with _quiet_stderr():
-            if key not in self._graphs:
-                self._graphs[key] = self._build(key)
-            elif key in self._stale:
-                self._graphs[key].reset()
-            self._stale.discard(key)
-            return self._graphs[key].process(image)
+    def _later(self, job: Callable[[], Any]) -> Future | None:
+        """Begin a job in another thread; None if there is only one."""
+        if self._threads < 2:
+            return None
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._threads - 1, "guava-detector")
+        return self._pool.submit(job)
 
-    def _build(self, key: str):
-        kind, _, mode = key.partition("/")
-        still = mode != "clip"
-        s = self._solutions
-        if kind == "faces":
-            return s.face_detection.FaceDetection(min_detection_confidence=_FACE_SCORE, model_selection=1)
-        if kind == "close_faces":
-            return s.face_detection.FaceDetection(min_detection_confidence=_FACE_SCORE, model_selection=0)
-        if kind == "holistic":
-            # model_complexity=2 would download a model.
-            return s.holistic.Holistic(
-                static_image_mode=still,
-                model_complexity=1,
-                smooth_landmarks=False,
-                refine_face_landmarks=True,
-                min_detection_confidence=0.15 if mode == "weak" else 0.5,
-            )
-        if kind == "mesh":
-            return s.face_mesh.FaceMesh(
-                static_image_mode=still, max_num_faces=1, refine_landmarks=True, min_detection_confidence=0.4
-            )
-        if kind in ("hands", "hand0", "hand1"):
-            return s.hands.Hands(
-                static_image_mode=still,
-                max_num_hands=2 if kind == "hands" else 1,
-                model_complexity=1,
-                min_detection_confidence=0.4,
-            )
-        if kind == "selfie":
-            return s.selfie_segmentation.SelfieSegmentation(model_selection=0)
-        raise AssertionError(kind)
+    def _together(self, jobs: list[Callable[[], Any]]) -> list[Any]:
+        """The results of jobs that use different graphs."""
+        futures = [self._later(job) for job in jobs[1:]]
+        results = [jobs[0]()]
+        for job, future in zip(jobs[1:], futures, strict=True):
+            # What no thread has begun yet is done here.
+            results.append(job() if future is None or future.cancel() else future.result())
+        return results
 
     # People
 
@@ -230,7 +237,7 @@ class MediaPipeDetector:
     def _faces_in(self, image: np.ndarray, region: np.ndarray, graph: str) -> list[_Face]:
         crop = _crop(image, region, 640)
         faces = []
-        for found in self._run(graph, crop.pixels).detections or ():
+        for found in self.graphs.run(graph, crop.pixels).detections or ():
             box = found.location_data.relative_bounding_box
             corner = crop.origin + np.array([box.xmin, box.ymin]) * crop.size
             size = np.array([box.width, box.height]) * crop.size
@@ -243,8 +250,8 @@ class MediaPipeDetector:
             return None
         if near is None:
             return max(faces, key=lambda f: f.side)
-        if self._previous_face is not None:
-            before = _Face(self._previous_face, 1.0)
+        if self._state.face is not None:
+            before = _Face(self._state.face, 1.0)
             face = min(faces, key=lambda f: np.linalg.norm(f.center - before.center))
             close = np.linalg.norm(face.center - before.center) < before.side
             return face if close and 0.5 < face.side / before.side < 2.0 else None
@@ -256,7 +263,9 @@ class MediaPipeDetector:
 
     # Body
 
-    def _body(self, image, face: _Face | None, others: list[_Face], near, clip: bool) -> _Body | None:
+    def _body(
+        self, image, face: _Face | None, others: list[_Face], near, clip: bool, ahead: Future | None
+    ) -> _Body | None:
         height, width = image.shape[:2]
         whole = np.array([0.0, 0.0, width, height])
         if face is not None:
@@ -272,24 +281,34 @@ class MediaPipeDetector:
         if clip:
             # The tracking graph remembers positions in the crop, so the crop stays where it is while it
             # still fits.
-            if self._region is None or _iou(self._region, wanted) < 0.6:
-                if self._region is not None:
-                    self._stale.add("holistic/clip")
-                self._region = wanted
-            wanted = self._region
-        mode = "clip" if clip else "still"
-        body = self._pose(image, wanted, [], mode, face)
+            region = self._state.region
+            if region is None or _iou(region, wanted) < 0.6:
+                if ahead is not None:
+                    ahead.result()
+                if region is not None:
+                    self.graphs.restart("pose/clip")
+                self._state.region, ahead = wanted, None
+            wanted = self._state.region
+        if ahead is None:
+            body = self._pose(image, wanted, [], "pose/clip" if clip else "pose/still", face)
+        else:
+            body = _as_body(*ahead.result(), face)
         if body is None and others:
-            body = self._pose(image, wanted, others, "still", face)
+            body = self._pose(image, wanted, others, "pose/still", face)
         if body is None and face is not None:
             x, y, s = *face.center, face.side
             tight = _clip_box(np.array([x - 2.0 * s, y - 1.5 * s, x + 2.0 * s, y + 4.0 * s]), whole)
-            body = self._pose(image, tight, others, "still", face)
+            body = self._pose(image, tight, others, "pose/still", face)
             if body is None and not clip:
                 # Paintings and costumes: a weak pose counts if its head is where the face is.
-                body = self._pose(image, wanted, others, "weak", face)
+                body = self._pose(image, wanted, others, "pose/weak", face)
         if body is not None and face is not None and self._goes_on_below(body, face, wanted, height):
-            body = self._with_legs(image, body, face, others, whole)
+            misses = self._state.leg_misses
+            self._state.leg_misses += 1
+            if not clip or misses <= _PATIENCE or misses % _RETRY == 0:
+                body = self._with_legs(image, body, face, others, whole)
+                if (body.visibility[_LEGS][:2] >= _CLEAR_LEG).any():
+                    self._state.leg_misses = 0
         return body
 
     def _goes_on_below(self, body: _Body, face: _Face, region: np.ndarray, height: int) -> bool:
@@ -305,7 +324,7 @@ class MediaPipeDetector:
         hips = list(_HIPS)
         torso = np.linalg.norm(body.points[list(_SHOULDERS)].mean(0) - body.points[hips].mean(0))
         for hide in [[], others] if others else [[]]:
-            wider = self._pose(image, wide, hide, "legs", face)
+            wider = self._pose(image, wide, hide, "legs/still", face)
             if wider is None:
                 continue
             if np.linalg.norm(wider.points[hips].mean(0) - body.points[hips].mean(0)) < 0.35 * torso:
@@ -316,8 +335,12 @@ class MediaPipeDetector:
                 return replace(body, **merged)
         return body
 
-    def _pose(self, image, region, hide: list[_Face], mode: str, face: _Face | None) -> _Body | None:
+    def _pose(self, image, region, hide: list[_Face], graph: str, face: _Face | None) -> _Body | None:
         """Pose in a region; None if there is none or it is another person's. ``hide`` blanks other faces."""
+        return _as_body(*self._landmarks(image, region, hide, graph), face)
+
+    def _landmarks(self, image, region, hide: list[_Face], graph: str) -> tuple[_Crop, Any]:
+        """The crop of a region and MediaPipe's result in it."""
         crop = _crop(image, region, 640)
         if hide:
             pixels = crop.pixels.copy()
@@ -327,25 +350,7 @@ class MediaPipeDetector:
                 x1, y1 = np.maximum((other.box[2:] - crop.origin) * scale, 0).astype(int)
                 pixels[y0:y1, x0:x1] = 127
             crop = replace(crop, pixels=pixels)
-        result = self._run(f"holistic/{mode}", crop.pixels)
-        if not result.pose_landmarks:
-            return None
-        points, depth = crop.to_image(result.pose_landmarks.landmark)
-        visibility = np.array([p.visibility for p in result.pose_landmarks.landmark])
-        head = points[[_NOSE, *_EYES]].mean(0)
-        if face is not None:
-            if np.abs(head - face.center).max() > 0.75 * face.side:
-                return None
-        elif visibility[[_NOSE, *_SHOULDERS]].mean() < _POSE_ALONE_SCORE:
-            return None
-        world = np.array([(p.x, p.y, p.z) for p in result.pose_world_landmarks.landmark], dtype=np.float64)
-        hands = []
-        for side, found in enumerate((result.left_hand_landmarks, result.right_hand_landmarks)):
-            if found:
-                xy, z = crop.to_image(found.landmark)
-                hands.append(_Hand(xy, z, None, side, 0.25))
-        mesh = crop.to_image(result.face_landmarks.landmark) if result.face_landmarks else None
-        return _Body(points, depth, visibility, world, tuple(hands), mesh)
+        return crop, self.graphs.run(graph, crop.pixels)
 
     def _face_of_body(self, image, body: _Body) -> _Face | None:
         """Look for the face where the pose has its head."""
@@ -371,58 +376,70 @@ class MediaPipeDetector:
         attempts = [(region, "mesh/still")]
         if clip:
             # A wider crop that stays while the face moves in it; after a jump the graph searches again.
-            if self._face_region is None or _iou(self._face_region, region) < 0.35:
-                self._face_region = np.concatenate(
-                    [face.center - 1.6 * face.side, face.center + 1.6 * face.side]
-                )
-            attempts.insert(0, (self._face_region, "mesh/clip"))
+            held = self._state.face_region
+            if held is None or _iou(held, region) < 0.35:
+                held = np.concatenate([face.center - 1.6 * face.side, face.center + 1.6 * face.side])
+                self._state.face_region = held
+            attempts.insert(0, (held, "mesh/clip"))
         for factor in (0.8, 1.8):
             half = factor * face.side
             attempts.append((np.concatenate([face.center - half, face.center + half]), "mesh/still"))
         for where, graph in attempts:
             crop = _crop(image, where, 448 if graph == "mesh/still" else 640, enlarge=True)
-            result = self._run(graph, crop.pixels)
+            result = self.graphs.run(graph, crop.pixels)
             if result.multi_face_landmarks:
                 points, depth = crop.to_image(result.multi_face_landmarks[0].landmark)
                 if np.abs(points.mean(0) - face.center).max() < 0.6 * face.side:
                     return points, depth
-        if body is not None and body.face is not None:
-            points, depth = body.face
-            if len(points) == 478 and np.abs(points.mean(0) - face.center).max() < 0.6 * face.side:
-                return points, depth
+        if body is not None:
+            head = [body.landmarks[i] for i in POSE_HEAD]
+            found = self.graphs.run("face_of_pose", body.crop.pixels, head).landmarks
+            if found:
+                points, depth = body.crop.to_image(found.landmark)
+                if len(points) == 478 and np.abs(points.mean(0) - face.center).max() < 0.6 * face.side:
+                    return points, depth
         return None
 
     # Hands
 
-    def _hands(self, image, face: _Face | None, body: _Body | None, clip: bool) -> list[_Hand | None]:
-        """Left and right hand of the person, each None if not found."""
+    def _held_hands(self, image, face: _Face | None, body: _Body | None) -> list[Callable]:
+        """Jobs that read the hands of a clip's frame, one tracking graph a hand, on crops that stay while the
+        hands move in them: once a graph holds its hand, it no longer searches for palms."""
+        if body is None:
+            return []
+        jobs = []
+        scale = _body_scale(body, face)
+        for side in (0, 1):
+            center = _hand_center(body, side, scale, *image.shape[1::-1])
+            if center is None:
+                continue
+            region = np.concatenate([center - 0.7 * scale, center + 0.7 * scale])
+            held = self._state.hand_regions[side]
+            if held is None or _iou(held, region) < 0.4:
+                self._state.hand_regions[side] = held = region
+                self.graphs.restart(f"hand{side}/clip")
+            jobs.append(lambda held=held, side=side: self._hands_in(image, held, f"hand{side}/clip"))
+        return jobs
+
+    def _hands(
+        self, image, face: _Face | None, body: _Body | None, clip: bool, candidates: list[_Hand]
+    ) -> list[_Hand | None]:
+        """Left and right hand of the person, each None if not found; ``candidates`` are known already."""
         height, width = image.shape[:2]
         if body is None:
             return [None, None]
         scale = _body_scale(body, face)
         centers = [_hand_center(body, side, scale, width, height) for side in (0, 1)]
-        candidates: list[_Hand] = []
-        if clip:
-            # One tracking graph a hand, on a crop that stays while the hand moves in it: once it holds its
-            # hand, it no longer searches for palms.
-            for side, center in enumerate(centers):
-                if center is None:
-                    continue
-                region = np.concatenate([center - 0.7 * scale, center + 0.7 * scale])
-                held = self._hand_regions[side]
-                if held is None or _iou(held, region) < 0.4:
-                    self._hand_regions[side] = held = region
-                    self._stale.add(f"hand{side}/clip")
-                candidates += self._hands_in(image, held, f"hand{side}/clip")
         found = _assign_hands(candidates, body, scale)
+        misses = self._state.hand_misses
         for side, center in enumerate(centers):
             if center is None or found[side] is not None:
-                self._misses[side] = 0
+                misses[side] = 0
                 continue
-            self._misses[side] += 1
-            if clip and self._misses[side] > 3 and self._misses[side] % 5:
+            misses[side] += 1
+            if clip and misses[side] > _PATIENCE and misses[side] % _RETRY:
                 continue  # a hand that stays hidden is not searched for at full cost in every frame
-            self._stale.add(f"hand{side}/clip")
+            self.graphs.restart(f"hand{side}/clip")
             for half in (0.65,) if clip else (0.65, 0.45, 0.95):
                 candidates += self._hands_in(
                     image, np.concatenate([center - half * scale, center + half * scale])
@@ -430,12 +447,32 @@ class MediaPipeDetector:
                 found = _assign_hands(candidates, body, scale)
                 if found[side] is not None and found[side].side == side:
                     break
-        # What the pose's own graph saw of hands is less exact: only where nothing else was found.
-        return _assign_hands([*candidates, *body.hands], body, scale)
+        # What follows from the pose alone is less exact: only where nothing else was found near the wrist.
+        weak = []
+        for side in (0, 1):
+            if _doubtful(found[side], side, body, scale):
+                weak += self._hand_of_pose(body, side, clip)
+        return _assign_hands([*candidates, *weak], body, scale) if weak else found
+
+    def _hand_of_pose(self, body: _Body, side: int, clip: bool) -> list[_Hand]:
+        """The hand that MediaPipe finds from the pose's wrist and knuckles, if any."""
+        key = f"hand{side}_of_pose/clip"
+        misses = self._state.weak_misses
+        misses[side] += 1
+        if not clip:
+            self.graphs.restart(key)
+        elif misses[side] > _PATIENCE and misses[side] % _RETRY:
+            return []
+        points = [body.landmarks[i] for i in POSE_HANDS[side]]
+        found = self.graphs.run(key, body.crop.pixels, points).landmarks
+        if not found:
+            return []
+        misses[side] = 0
+        return [_Hand(*body.crop.to_image(found.landmark), None, side, 0.25)]
 
     def _hands_in(self, image, region, graph: str = "hands/still") -> list[_Hand]:
         crop = _crop(image, region, 320, enlarge=True)
-        result = self._run(graph, crop.pixels)
+        result = self.graphs.run(graph, crop.pixels)
         hands = []
         for i, landmarks in enumerate(result.multi_hand_landmarks or ()):
             points, depth = crop.to_image(landmarks.landmark)
@@ -447,7 +484,23 @@ class MediaPipeDetector:
 
     # Mask
 
-    def _segment(self, image, person: PersonDetection) -> tuple[np.ndarray, np.ndarray]:
+    def _masked(
+        self, image, person: PersonDetection, clip: bool, wanted: bool
+    ) -> tuple[np.ndarray | None, np.ndarray]:
+        """The mask if it is ``wanted``, and the person's box grown to it. Between the frames of a clip that
+        growth hardly changes."""
+        state = self._state
+        if clip and not wanted and state.growth is not None and state.frames < _MASK_EVERY:
+            state.frames += 1
+            limits = np.array([0.0, 0.0, *image.shape[1::-1]])
+            return None, _clip_box(person.box + state.growth, limits)
+        mask, box = self._segment(image, person, wanted)
+        state.growth, state.frames = box - person.box, 1
+        return mask, box
+
+    def _segment(
+        self, image, person: PersonDetection, wanted: bool
+    ) -> tuple[np.ndarray | None, np.ndarray]:
         """Mask at image size from a crop round the person, and the person's box grown to the mask."""
         height, width = image.shape[:2]
         whole = np.array([0.0, 0.0, width, height])
@@ -465,11 +518,13 @@ class MediaPipeDetector:
             region = whole
         x0, y0, x1, y1 = np.round(region).astype(int)
         crop = _crop(image, np.array([x0, y0, x1, y1], dtype=float), 512)
-        small = self._run("selfie", crop.pixels).segmentation_mask.astype(np.float32)
+        small = self.graphs.run("selfie", crop.pixels).segmentation_mask.astype(np.float32)
         small = _own_parts(small, crop, person)
-        enlarged = Image.fromarray(small).resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR)
-        mask = np.zeros((height, width), dtype=np.float32)
-        mask[y0:y1, x0:x1] = np.clip(np.asarray(enlarged), 0, 1)
+        mask = None
+        if wanted:
+            enlarged = Image.fromarray(small).resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR)
+            mask = np.zeros((height, width), dtype=np.float32)
+            mask[y0:y1, x0:x1] = np.clip(np.asarray(enlarged), 0, 1)
         rows, columns = np.nonzero(small.max(1) > 0.5)[0], np.nonzero(small.max(0) > 0.5)[0]
         box = person.box
         if len(rows) and len(columns):
@@ -480,76 +535,29 @@ class MediaPipeDetector:
         return mask, _clip_box(box, whole)
 
 
-def import_mediapipe():
-    """The ``mediapipe.solutions`` module, or an error that says what to do.
-
-    Raises:
-        MissingDependencyError: Not installed, or no build for this Python.
-        GuavaError: Installed, but it cannot be imported, or it is a release without the models.
-    """
-    for name, level in (("GLOG_minloglevel", "3"), ("TF_CPP_MIN_LOG_LEVEL", "3")):
-        os.environ.setdefault(name, level)
-    try:
-        with _quiet_stderr():
-            import mediapipe
-    except ModuleNotFoundError as error:
-        if error.name != "mediapipe":
-            raise _broken(error, 'Install it again with: pip install "guava-avatar[track]"') from error
-        missing = MissingDependencyError("mediapipe", "track", "The detector 'mediapipe'")
-        missing.hint = _too_new_python() or missing.hint
-        raise missing from error
-    except ImportError as error:
-        if "cannot open shared object file" in str(error):
-            hint = "Install the system libraries: apt-get install libgl1 libglib2.0-0"
-        else:
-            hint = 'Install it again with: pip install "guava-avatar[track]"'
-        raise _broken(error, hint) from error
-    except Exception as error:  # noqa: BLE001 - numpy 2 or protobuf make its import raise anything
-        raise _broken(error, 'It needs numpy < 2: pip install "guava-avatar[track]"') from error
-    if not hasattr(mediapipe, "solutions"):
-        version = getattr(mediapipe, "__version__", "of unknown version")
-        raise GuavaError(
-            f"The package 'mediapipe' is installed, but {version} carries no models.",
-            _too_new_python() or "Install the last release that does: pip install mediapipe==0.10.21",
-        )
-    return mediapipe.solutions
+def _as_body(crop: _Crop, result: Any, face: _Face | None) -> _Body | None:
+    """MediaPipe's pose in image pixels; None if there is none, or if it is not the face's body."""
+    if not result.pose_landmarks:
+        return None
+    landmarks = result.pose_landmarks.landmark
+    points, depth = crop.to_image(landmarks)
+    visibility = np.array([p.visibility for p in landmarks])
+    head = points[[_NOSE, *_EYES]].mean(0)
+    if face is not None:
+        if np.abs(head - face.center).max() > 0.75 * face.side:
+            return None
+    elif visibility[[_NOSE, *_SHOULDERS]].mean() < _POSE_ALONE_SCORE:
+        return None
+    world = np.array([(p.x, p.y, p.z) for p in result.pose_world_landmarks.landmark], dtype=np.float64)
+    return _Body(points, depth, visibility, world, crop, landmarks)
 
 
-def _too_new_python() -> str:
-    if sys.version_info < (3, 13):
-        return ""
-    version = ".".join(str(n) for n in sys.version_info[:2])
-    return f"mediapipe 0.10.21 has no build for Python {version}; use Python 3.10, 3.11 or 3.12."
-
-
-def _broken(error: Exception, hint: str) -> GuavaError:
-    return GuavaError(f"The package 'mediapipe' is installed but cannot be imported ({error}).", hint)
-
-
-@contextlib.contextmanager
-def _quiet_stderr():
-    """Hold back what C++ libraries write to stderr; shown only if something fails.
-
-    File descriptor 2 is the whole process's, so one thread at a time may exchange it.
-    """
-    with _STDERR_LOCK:
-        try:
-            sys.stderr.flush()
-            saved = os.dup(2)
-        except (OSError, AttributeError, ValueError):
-            yield
-            return
-        with tempfile.TemporaryFile() as held:
-            os.dup2(held.fileno(), 2)
-            try:
-                yield
-            except Exception:  # noqa: BLE001 - raised again, once what was held back is shown
-                held.seek(0)
-                os.write(saved, held.read())
-                raise
-            finally:
-                os.dup2(saved, 2)
-                os.close(saved)
+def _doubtful(hand: _Hand | None, side: int, body: _Body, scale: float) -> bool:
+    """Whether a hand is missing, has the wrong label, or lies off the pose's wrist."""
+    if hand is None:
+        return body.visibility[_WRISTS[side]] >= 0.05
+    off = np.linalg.norm(hand.points[0] - body.points[_WRISTS[side]])
+    return hand.side != side or off > 0.5 * _WRIST_LIMIT * scale
 
 
 def _crop(image: np.ndarray, region: np.ndarray, longest: int, enlarge: bool = False) -> _Crop:

@@ -121,7 +121,9 @@ class SimCCDetector:
     def reset(self) -> None:
         """Nothing is kept between frames."""
 
-    def detect(self, image: np.ndarray, near: np.ndarray | None = None) -> FrameDetections:
+    def detect(
+        self, image: np.ndarray, near: np.ndarray | None = None, *, mask: bool = True
+    ) -> FrameDetections:
         """See :class:`guava.tracking.detectors.base.Detector`."""
         height, width = image.shape[:2]
         box = np.array([0.0, 0.0, width, height]) if near is None else np.asarray(near, dtype=np.float64)
