@@ -269,15 +269,12 @@ def _resolve(backend: str, device: torch.device, needs_grad: bool) -> str:
 
 def native_problem() -> str | None:
     """Why the native library cannot be used here; None if it can."""
-    try:
-        from guava import native
-    except ImportError as error:
-        return str(error)
+    from guava import native
 
     try:
         native.library()
     except native.NativeUnavailable as error:
-        return str(error)
+        return error.message
     return None
 
 
@@ -286,7 +283,7 @@ def warn_slow(reason: str) -> None:
     """Once per process: that the CPU's slow path is in use, and why."""
     warnings.warn(
         "Splatting on the CPU is several times slower than it could be, and with gradients hundreds of "
-        f"times: {reason} See 'guava doctor'.",
+        f"times: {reason} 'guava doctor' says more.",
         RuntimeWarning, stacklevel=4,
     )
 
