@@ -6,7 +6,8 @@ Everything else stays as in the scene of benchmarks/splat.py (150,000 Gaussians,
 Gaussians keep their size, so that they overlap more. Each point runs in a process of its own, which loads
 the scene from a file, so that its peak memory (VmHWM) is that of rendering: "rss_mb" is all of the process,
 Python and torch included, "added_mb" what rendering added to what the process held with the scene loaded
-(the picture and working memory; with gradients also those).
+(the picture and working memory; with gradients also those). --frames 1000 instead draws so many frames of a
+slowly turning scene and prints how the memory went: a leak would be seen as a slope.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,10 +42,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--backend", default="native", choices=["native", "numba"], help="of guava.rendering")
     parser.add_argument("--mesh", help="another surface than the template's: an .npz file with v and f")
+    parser.add_argument("--frames", type=int, help="resident memory while so many frames are drawn, only")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         print(json.dumps(measure(**json.loads(args.child))))
+        return
+    if args.frames:
+        report = long_run(args.frames, args.threads, args.backend)
+        print(json.dumps(report) if args.json else "\n".join(f"{k:24} {v}" for k, v in report.items()))
         return
     if args.from_json:
         report = json.loads(Path(args.from_json).read_text())
@@ -154,6 +161,42 @@ def measure(
     if gradients:
         result["forward_backward"] = cell(both)
     return result
+
+
+def long_run(frames: int, threads: int, backend: str) -> dict:
+    """Resident memory while frames are drawn, forward, and forward and backward in every tenth."""
+    import torch
+    from scenes import machine, speed_scene, template_mesh
+
+    from guava.body import load_template
+    from guava.rendering import splat
+
+    if not memory_known():
+        sys.exit("Resident memory is read from /proc, which this system does not have.")
+    torch.set_num_threads(threads)
+    scene = speed_scene(template_mesh(load_template()), 50_000, 256, 16)
+    inputs = [tensor.requires_grad_() for tensor in scene.tensors]
+    megabytes = []
+    for frame in range(frames):
+        count = len(inputs[0]) - 31 * (frame % 100)  # buffers have to follow
+        turn = torch.tensor(0.002 * frame)
+        view = scene.camera.world_to_camera.clone()
+        view[0, 0], view[0, 1], view[2, 0], view[2, 1] = turn.cos(), -turn.sin(), turn.sin(), turn.cos()
+        camera = replace(scene.camera, world_to_camera=view)
+        part = [tensor[:count] for tensor in inputs]
+        with torch.set_grad_enabled(backend == "native" and frame % 10 == 0):
+            out = splat(*part, camera, backend=backend)
+        if out.features.requires_grad:
+            torch.autograd.grad(out.features.sum(), inputs)
+        if frame % max(1, frames // 20) == 0 or frame == frames - 1:
+            megabytes.append((frame, round(resident("VmRSS"), 1)))
+    # Buffers find their size in the first half.
+    late = [m for m in megabytes if m[0] >= frames / 2]
+    slope = np.polyfit(*zip(*late, strict=True), 1)[0] if len(late) > 1 else float("nan")
+    return {
+        "benchmark": "growth, long run", "backend": backend, "frames": frames, "rss_mb": megabytes,
+        "second_half_kb_per_frame": round(1000 * float(slope), 3), **machine(),
+    }
 
 
 def memory_known() -> bool:
