@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ctypes import POINTER, Structure, byref, c_double, c_float, c_int32, c_int64, c_size_t, c_void_p
 from dataclasses import dataclass, fields, replace
@@ -83,21 +83,23 @@ class Gradients(Structure):
 _ARRAYS = ("means", "quaternions", "scales", "opacities", "features", "background")  # as Problem counts them
 
 
+_TYPES = {
+    "guava_splat_state_create": (c_void_p, []),
+    "guava_splat_state_destroy": (None, [c_void_p]),
+    "guava_splat_state_bytes": (c_size_t, [c_void_p]),
+    "guava_splat_forward": (c_int32, [c_void_p, Scene, Picture, c_void_p, Problem, Stats]),
+    "guava_splat_count": (c_int32, [c_void_p, Scene, Stats]),
+    "guava_splat_backward": (c_int32, [c_void_p, Scene, c_void_p, Gradients, Stats]),
+}
+
+
 @cache
-def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
-    """The library, once the types of the functions that are called here are set."""
-    for name, result, arguments in (
-        ("guava_splat_state_create", c_void_p, []),
-        ("guava_splat_state_destroy", None, [c_void_p]),
-        ("guava_splat_state_bytes", c_size_t, [c_void_p]),
-        ("guava_splat_forward", c_int32, [c_void_p, Scene, Picture, c_void_p, Problem, Stats]),
-        ("guava_splat_count", c_int32, [c_void_p, Scene, Stats]),
-        ("guava_splat_backward", c_int32, [c_void_p, Scene, c_void_p, Gradients, Stats]),
-    ):
-        function = getattr(library, name)
-        function.restype = result
-        function.argtypes = [POINTER(t) if issubclass(t, Structure) else t for t in arguments]
-    return library
+def _function(library: ctypes.CDLL, name: str) -> Callable:
+    """A function of the library with its types set."""
+    function = getattr(library, name)
+    function.restype, arguments = _TYPES[name]
+    function.argtypes = [POINTER(t) if issubclass(t, Structure) else t for t in arguments]
+    return function
 
 
 # --- what a backward pass needs of its forward pass ---------------------------------------------------------
@@ -121,18 +123,18 @@ class _State:
             if maker is library:
                 self.pointer = pointer
             else:
-                maker.guava_splat_state_destroy(pointer)
+                _function(maker, "guava_splat_state_destroy")(pointer)
         if self.pointer is None:
-            self.pointer = library.guava_splat_state_create()
+            self.pointer = _function(library, "guava_splat_state_create")()
         if self.pointer is None:
             raise MemoryError("There is no memory for splatting with gradients.")
 
     def __del__(self):
         if self.pointer is None:
             return
-        large = self.library.guava_splat_state_bytes(self.pointer) > _KEPT_STATE_BYTES
-        if large or len(_free_states) >= _KEPT_STATES:
-            self.library.guava_splat_state_destroy(self.pointer)
+        size = _function(self.library, "guava_splat_state_bytes")(self.pointer)
+        if size > _KEPT_STATE_BYTES or len(_free_states) >= _KEPT_STATES:
+            _function(self.library, "guava_splat_state_destroy")(self.pointer)
         else:
             _free_states.append((self.library, self.pointer))
 
@@ -171,7 +173,7 @@ class _Splat(torch.autograd.Function):
         height, width = scene.height, scene.width
         drawn = torch.empty(height, width, scene.channels)
         alpha, depth = torch.empty(height, width), torch.empty(height, width)
-        ctx.state = _State(_declared(native.library()))
+        ctx.state = _State(native.library())
         _forward(scene, arrays, drawn, alpha, depth, ctx.state)
         ctx.scene = scene  # with the camera's numbers in it
         ctx.save_for_backward(*arrays[:6])
@@ -194,7 +196,7 @@ class _Splat(torch.autograd.Function):
         scene = _pointing(Scene.from_buffer_copy(ctx.scene), arrays)
         stats = Stats()
         with native.context() as context:
-            context.check(ctx.state.library.guava_splat_backward(
+            context.check(_function(ctx.state.library, "guava_splat_backward")(
                 context.handle, byref(scene), ctx.state.pointer, byref(gradients), byref(stats)
             ))
         _record(stats)
@@ -240,9 +242,9 @@ def _forward(
 ) -> None:
     picture = Picture(_pointer(drawn), _pointer(alpha), _pointer(depth))
     problem, stats = Problem(), Stats()
-    library = _declared(native.library()) if state is None else state.library
+    library = native.library() if state is None else state.library
     with native.context() as context:
-        code = library.guava_splat_forward(
+        code = _function(library, "guava_splat_forward")(
             context.handle, byref(scene), byref(picture), None if state is None else state.pointer,
             byref(problem), byref(stats),
         )
@@ -317,7 +319,8 @@ def count_work(
     arrays += [None, _single(camera.world_to_camera.detach()), _single(camera.intrinsics.detach())]
     scene, stats = _scene(arrays, camera, conventions), Stats()
     with native.context() as context:
-        code = _declared(native.library()).guava_splat_count(context.handle, byref(scene), byref(stats))
-        context.check(code)
+        context.check(_function(native.library(), "guava_splat_count")(
+            context.handle, byref(scene), byref(stats)
+        ))
     counts = ("visible", "pairs", "evaluations", "weights")
     return replace(SplatStats(), **{name: getattr(stats, name) for name in counts})
