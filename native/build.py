@@ -6,8 +6,8 @@
     python native/build.py --unit-tests --sanitize address,undefined
     python native/build.py --requirements                    what pip must install first to build here
 
-Needs Python >= 3.10 without packages, and a C++17 compiler: $GUAVA_CXX (or --compiler), else the system's if it
-works, else PyPI's ziglang, which is also what builds for other machines. docs/native.md explains.
+Needs Python >= 3.10 without packages, and a C++17 compiler: $GUAVA_CXX (or --compiler), else the system's if
+it works, else PyPI's ziglang, which is also what builds for other machines. docs/native.md explains.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,8 +59,8 @@ COMPILE = (
 )
 SANITIZED = ("-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all")
 
-# Files named *_isa.cpp are compiled once for each of the machine's instruction sets, in a namespace of its name.
-# native/src/isa.cpp checks for the same features at run time.
+# Files named *_isa.cpp are compiled once for each of the machine's instruction sets, in a namespace of its
+# name. native/src/isa.cpp checks for the same features at run time.
 ISAS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {
         "baseline": (),
@@ -447,6 +447,8 @@ def build(
         raise BuildError("Sanitizers are for --unit-tests: a sanitized library does not load into Python.")
     if not isinstance(compiler, Compiler):
         compiler = find_compiler(target, compiler, sanitize)
+    if compiler.kind != "zig" and target.abi.startswith("gnu."):
+        target = replace(target, abi="gnu")  # the glibc of this system, whichever it is
     say(f"native: {compiler.version}, for {target.zig}")
     kind = "-".join(filter(None, (target.zig, compiler.kind, sanitize.replace(",", "-"))))
     work = _work_folder() / kind
@@ -542,17 +544,20 @@ def _finish(part: Path, path: Path, key: str) -> None:
 
 
 def requirements(target: Target | None = None) -> list[str]:
-    """What pip must install to build here: nothing if a compiler works, else ziglang.
+    """What pip must install to build here: ziglang, or nothing.
 
-    Nothing either where there are no kernels for the machine: a compiler would not help.
+    Nothing if a compiler works, if $GUAVA_CXX names one that does not, or if there are no kernels for the
+    machine.
     """
+    if os.environ.get("GUAVA_CXX", "zig") != "zig":
+        return []
     try:
-        find_compiler(target or host_target())
+        target = target or host_target()
     except BuildError:
-        try:
-            target or host_target()
-        except BuildError:
-            return []
+        return []
+    try:
+        find_compiler(target)
+    except BuildError:
         return [ZIGLANG]
     return []
 
@@ -561,7 +566,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--target", help="e.g. aarch64-linux, x86_64-linux-musl, x86_64-macos, x86_64-windows")
+    parser.add_argument("--target", help="e.g. aarch64-linux, x86_64-macos, x86_64-windows")
     parser.add_argument("--compiler", help="a command, or 'zig'")
     parser.add_argument("--out", type=Path, help="folder for the library or program")
     parser.add_argument("--sanitize", default="", help="address,undefined or thread (with --unit-tests)")
