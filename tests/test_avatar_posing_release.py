@@ -147,7 +147,7 @@ def test_face_frames_by_definition(scene, rule):
         torch.testing.assert_close(face_frames(vertices, faces)[1], sigma)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "torch"])
+@pytest.mark.parametrize("backend", ["native", "torch"])
 @pytest.mark.parametrize("rule", RULES)
 def test_uv_and_template_gaussians(scene, rule, backend):
     vertices, faces, ids, weights, offset, values, transforms = scene
@@ -200,7 +200,7 @@ def test_collapsed_texels_hang_at_the_person_not_at_the_camera(scene):
     vertices, faces, ids, weights, offset, values, transforms = scene
     uv = rig_to_triangles(vertices, faces, ids, weights, local_offset=0 * offset, **values)
     shift = torch.tensor([0.5, -0.4, -20.0])
-    for backend in ("cpu", "torch"):
+    for backend in ("native", "torch"):
         posed = pose_gaussians(
             uv, one_frame(vertices, transforms, torch.eye(4)[None], shift), faces, backend=backend
         )

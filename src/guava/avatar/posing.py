@@ -21,14 +21,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import numba
-import numpy as np
 import torch
 from torch import Tensor
 
+from guava import native
 from guava.avatar.gaussians import MAX_INFLUENCES, BindingKind, Gaussians, Layer
 from guava.body import EHMOutput
-from guava.rendering.threads import KERNEL_LOCK
+from guava.native.animation import Posed, PoseScene, call, pointer
 from guava.rotation import matrix_to_quaternion, quaternion_multiply
 
 SigmaRule = Literal["mean_edge", "edge_and_height"]
@@ -256,6 +255,7 @@ def pose_gaussians(
     *,
     sigma_rule: SigmaRule = "mean_edge",
     backend: str = "auto",
+    out: PosedGaussians | None = None,
 ) -> PosedGaussians:
     """Move an avatar's Gaussians into a pose (Sec. 3.3).
 
@@ -272,13 +272,16 @@ def pose_gaussians(
         output: The EHM of one frame (B = 1) of the same identity.
         faces: (F, 3) of the template.
         sigma_rule: The rule that the triangles' sigma was made with (``Avatar.sigma_rule``).
-        backend: "cpu" (numba, multithreaded, float32, no gradients), "torch" (the readable reference, any
-            device, differentiable), or "auto": "cpu" for CPU tensors unless a gradient is asked for, "torch"
-            otherwise.
+        backend: "native" (the compiled library: CPU, multithreaded, float32, no gradients), "torch" (the
+            readable reference, any device, differentiable), or "auto": "native" for CPU tensors where the
+            library loads, unless a gradient is asked for; "torch" otherwise.
+        out: Means, quaternions and scales to overwrite, float32 (an animation's earlier frame); the native
+            backend only.
 
     Raises:
         ValueError: More than one frame, Gaussians bound to what the template does not have, or a backend that
             cannot do what is asked.
+        NativeUnavailable: "native" is asked for and cannot load.
     """
     _check_rule(sigma_rule)
     if output.vertices.shape[0] != 1:
@@ -289,33 +292,58 @@ def pose_gaussians(
     inputs += [output.vertices, output.transforms, output.joint_transforms]
     needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
     if backend == "auto":
-        backend = "cpu" if on_cpu and not needs_grad else "torch"
+        backend = "native" if on_cpu and not needs_grad and native.available() else "torch"
     if backend == "torch":
         return _pose_reference(gaussians, output, faces, sigma_rule)
-    if backend != "cpu":
-        raise ValueError(f"There is no posing backend '{backend}'; choose 'auto', 'cpu' or 'torch'.")
+    if backend != "native":
+        raise ValueError(f"There is no posing backend '{backend}'; choose 'auto', 'native' or 'torch'.")
     if not on_cpu or needs_grad:
-        raise ValueError("The posing backend 'cpu' needs CPU tensors and has no gradients; use 'torch'.")
+        raise ValueError("The posing backend 'native' needs CPU tensors and has no gradients; use 'torch'.")
+    return _pose_native(gaussians, output, faces, sigma_rule, out)
 
-    def array(tensor: Tensor, dtype=torch.float32) -> np.ndarray:
-        return tensor.detach().to(dtype).contiguous().numpy()
 
-    g = gaussians
-    with KERNEL_LOCK:
-        fits, means, quaternions, scales = _pose_kernel(
-            array(g.positions), array(g.rotations), array(g.scales), array(g.binding, torch.uint8),
-            array(g.anchor, torch.int32), array(g.barycentrics), array(g.local_offset), array(g.sigma),
-            array(g.triangle_rotation), array(g.skin_indices, torch.uint8), array(g.skin_weights),
-            array(output.joints[0, 0] - output.rest_joints[0, 0]), array(output.vertices[0]),
-            array(output.transforms[0]), array(output.joint_transforms[0]),
-            array(faces, torch.int64), sigma_rule == "mean_edge",
+def _pose_native(
+    g: Gaussians, output: EHMOutput, faces: Tensor, sigma_rule: SigmaRule, out: PosedGaussians | None
+) -> PosedGaussians:
+    count, vertices = len(g), output.vertices.shape[1]
+    joints, influences = output.joint_transforms.shape[1], g.skin_indices.shape[1]
+    kept: list[Tensor] = []  # converted copies must live until the call is over
+
+    def address(tensor: Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> int:
+        kept.append(tensor.detach().to(dtype).contiguous())
+        return pointer(kept[-1], dtype, *shape)
+
+    if out is None:
+        out = PosedGaussians(
+            torch.empty(count, 3), torch.empty(count, 4), torch.empty(count, 3), g.opacities, g.features
         )
-    if not fits:
-        raise ValueError(_MISFIT)
-    return PosedGaussians(
-        torch.from_numpy(means), torch.from_numpy(quaternions), torch.from_numpy(scales), g.opacities,
-        g.features,
+    posed = Posed(
+        pointer(out.means, torch.float32, count, 3),
+        pointer(out.quaternions, torch.float32, count, 4),
+        pointer(out.scales, torch.float32, count, 3),
     )
+    scene = PoseScene(
+        count=count, vertices=vertices, faces=len(faces), joints=joints, influences=influences,
+        mean_edge=sigma_rule == "mean_edge",
+        positions=address(g.positions, count, 3),
+        rotations=address(g.rotations, count, 4),
+        scales=address(g.scales, count, 3),
+        barycentrics=address(g.barycentrics, count, 3),
+        local_offset=address(g.local_offset, count, 3),
+        sigma=address(g.sigma, count),
+        triangle_rotation=address(g.triangle_rotation, count, 4),
+        skin_weights=address(g.skin_weights, count, influences),
+        skin_indices=address(g.skin_indices, count, influences, dtype=torch.uint8),
+        binding=address(g.binding, count, dtype=torch.uint8),
+        anchor=address(g.anchor, count, dtype=torch.int32),
+        triangles=address(faces, len(faces), 3, dtype=torch.int32),
+        mesh=address(output.vertices[0], vertices, 3),
+        transforms=address(output.transforms[0], vertices, 4, 4),
+        joint_transforms=address(output.joint_transforms[0], joints, 4, 4),
+        origin=tuple((output.joints[0, 0] - output.rest_joints[0, 0]).tolist()),
+    )
+    call("guava_pose_gaussians", scene, posed, misfit=_MISFIT)
+    return PosedGaussians(out.means, out.quaternions, out.scales, g.opacities, g.features)
 
 
 # --- the readable reference -------------------------------------------------------------------------------
@@ -424,138 +452,3 @@ def _record(kind, positions, rotations, scales, opacities, features, layer, obse
         layer=torch.full((count,), int(layer), dtype=torch.uint8, device=device),
         observed=seen,
     )
-
-
-# --- the kernel -------------------------------------------------------------------------------------------
-
-_f = np.float32
-_TRIANGLE, _VERTEX, _SKIN = (int(kind) for kind in BindingKind)
-
-
-@numba.njit(cache=True)
-def _quaternion(m00, m01, m02, m10, m11, m12, m20, m21, m22):
-    """``matrix_to_quaternion`` of one matrix, not normalised; ties go to the same candidate."""
-    one, two = _f(1.0), _f(2.0)
-    trace = m00 + m11 + m22
-    if trace > m00 and trace > m11 and trace > m22:
-        return one + trace, m21 - m12, m02 - m20, m10 - m01
-    if m00 >= m11 and m00 >= m22:
-        return m21 - m12, one - trace + two * m00, m10 + m01, m02 + m20
-    if m11 >= m22:
-        return m02 - m20, m10 + m01, one - trace + two * m11, m21 + m12
-    return m10 - m01, m02 + m20, m21 + m12, one - trace + two * m22
-
-
-@numba.njit(cache=True)
-def _product(aw, ax, ay, az, bw, bx, by, bz):
-    return (
-        aw * bw - ax * bx - ay * by - az * bz,
-        aw * bx + ax * bw + ay * bz - az * by,
-        aw * by - ax * bz + ay * bw + az * bx,
-        aw * bz + ax * by - ay * bx + az * bw,
-    )
-
-
-@numba.njit(cache=True)
-def _length(x, y, z):
-    return max(np.sqrt(x * x + y * y + z * z), _f(_TINY))
-
-
-@numba.njit(cache=True, parallel=True)
-def _pose_kernel(
-    positions, rotations, rest_scales, binding, anchor, barycentrics, local_offset, sigma, triangle_rotation,
-    skin_indices, skin_weights, origin, vertices, transforms, joints, faces, mean_edge,
-):
-    count = positions.shape[0]
-    means = np.empty((count, 3), np.float32)
-    quaternions = np.empty((count, 4), np.float32)
-    scales = np.empty((count, 3), np.float32)
-    misfits = 0
-    for n in numba.prange(count):
-        ratio = _f(1.0)
-        # An avatar file may hold any kind and index, and numba does not check them.
-        fits = binding[n] == _SKIN
-        if binding[n] == _TRIANGLE:
-            fits = 0 <= anchor[n] < len(faces)
-        elif binding[n] == _VERTEX:
-            fits = 0 <= anchor[n] < len(vertices)
-        else:
-            for slot in range(skin_indices.shape[1]):
-                fits = fits and skin_indices[n, slot] < len(joints)
-        if not fits:
-            misfits += 1
-            continue
-        if binding[n] == _TRIANGLE:
-            i, j, k = faces[anchor[n], 0], faces[anchor[n], 1], faces[anchor[n], 2]
-            x, y, z = vertices[i, 0], vertices[i, 1], vertices[i, 2]
-            ex, ey, ez = vertices[j, 0] - x, vertices[j, 1] - y, vertices[j, 2] - z
-            sx, sy, sz = vertices[k, 0] - x, vertices[k, 1] - y, vertices[k, 2] - z
-            edge = _length(ex, ey, ez)
-            ax, ay, az = ex / edge, ey / edge, ez / edge
-            nx, ny, nz = ay * sz - az * sy, az * sx - ax * sz, ax * sy - ay * sx
-            length = _length(nx, ny, nz)
-            nx, ny, nz = nx / length, ny / length, nz / length
-            cx, cy, cz = ay * nz - az * ny, az * nx - ax * nz, ax * ny - ay * nx
-            length = _length(cx, cy, cz)
-            cx, cy, cz = cx / length, cy / length, cz / length
-            if mean_edge:
-                size = (edge + _length(sx, sy, sz) + _length(sx - ex, sy - ey, sz - ez)) / _f(3.0)
-            else:
-                size = (edge + abs(cx * sx + cy * sy + cz * sz)) / _f(2.0)
-            ratio = size / sigma[n]
-            ox, oy, oz = local_offset[n, 0] * size, local_offset[n, 1] * size, local_offset[n, 2] * size
-            b0, b1, b2 = barycentrics[n, 0], barycentrics[n, 1], barycentrics[n, 2]
-            missing = _f(1.0) - (b0 + b1 + b2)
-            frame = (ax, nx, cx, ay, ny, cy, az, nz, cz)
-            for d in range(3):
-                means[n, d] = (
-                    b0 * vertices[i, d] + b1 * vertices[j, d] + b2 * vertices[k, d]
-                    + missing * origin[d] + frame[3 * d] * ox + frame[3 * d + 1] * oy + frame[3 * d + 2] * oz
-                )
-            qw, qx, qy, qz = _quaternion(ax, nx, cx, ay, ny, cy, az, nz, cz)
-            qw, qx, qy, qz = _product(
-                qw, qx, qy, qz, triangle_rotation[n, 0], -triangle_rotation[n, 1], -triangle_rotation[n, 2],
-                -triangle_rotation[n, 3],
-            )
-        elif binding[n] == _VERTEX:
-            i = anchor[n]
-            for d in range(3):
-                means[n, d] = vertices[i, d]
-            qw, qx, qy, qz = _quaternion(
-                transforms[i, 0, 0], transforms[i, 0, 1], transforms[i, 0, 2],
-                transforms[i, 1, 0], transforms[i, 1, 1], transforms[i, 1, 2],
-                transforms[i, 2, 0], transforms[i, 2, 1], transforms[i, 2, 2],
-            )
-        else:
-            m00 = m01 = m02 = m03 = m10 = m11 = m12 = m13 = m20 = m21 = m22 = m23 = _f(0.0)
-            for slot in range(skin_weights.shape[1]):
-                w = skin_weights[n, slot]
-                if w == 0:
-                    continue
-                i = skin_indices[n, slot]
-                m00 += w * joints[i, 0, 0]
-                m01 += w * joints[i, 0, 1]
-                m02 += w * joints[i, 0, 2]
-                m03 += w * joints[i, 0, 3]
-                m10 += w * joints[i, 1, 0]
-                m11 += w * joints[i, 1, 1]
-                m12 += w * joints[i, 1, 2]
-                m13 += w * joints[i, 1, 3]
-                m20 += w * joints[i, 2, 0]
-                m21 += w * joints[i, 2, 1]
-                m22 += w * joints[i, 2, 2]
-                m23 += w * joints[i, 2, 3]
-            x, y, z = positions[n, 0], positions[n, 1], positions[n, 2]
-            means[n, 0] = m00 * x + m01 * y + m02 * z + m03
-            means[n, 1] = m10 * x + m11 * y + m12 * z + m13
-            means[n, 2] = m20 * x + m21 * y + m22 * z + m23
-            qw, qx, qy, qz = _quaternion(m00, m01, m02, m10, m11, m12, m20, m21, m22)
-        qw, qx, qy, qz = _product(
-            qw, qx, qy, qz, rotations[n, 0], rotations[n, 1], rotations[n, 2], rotations[n, 3]
-        )
-        norm = max(np.sqrt(qw * qw + qx * qx + qy * qy + qz * qz), _f(_TINY))
-        quaternions[n, 0], quaternions[n, 1] = qw / norm, qx / norm
-        quaternions[n, 2], quaternions[n, 3] = qy / norm, qz / norm
-        for d in range(3):
-            scales[n, d] = rest_scales[n, d] * ratio
-    return misfits == 0, means, quaternions, scales
