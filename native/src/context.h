@@ -32,9 +32,9 @@ class Buffer {
     Buffer &operator=(const Buffer &) = delete;
     ~Buffer() { clear(); }
 
-    // Room for `count`; what was inside is lost if it grows. Throws std::bad_alloc, and is empty then.
+    // Room for `count`; what was inside is lost if it grows. Throws std::bad_alloc, and is empty then. Never NULL.
     T *reserve(size_t count) {
-        if (count > capacity_) {
+        if (count > capacity_ || !data_) {
             clear();
             if (count > SIZE_MAX / 2 / sizeof(T)) throw std::bad_alloc();
             // A little more, so that a video's slowly growing scenes do not allocate in every frame.
