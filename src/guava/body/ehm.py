@@ -340,8 +340,7 @@ class EHM(nn.Module):
                 [rotations[:, :JAW], eye.expand(batch, 3, 3, 3), rotations[:, RIGHT_EYE + 1 :]], 1
             )
         if self.pose_dirs.shape[-1]:
-            feature = (rotations[:, 1:] - eye).flatten(1)
-            skinned = vertices + _apply(self.pose_dirs, feature)
+            skinned = vertices + pose_correctives(self.pose_dirs, rotations)
         else:
             skinned = vertices
         translation = pose.translation.expand(batch, -1)
@@ -393,6 +392,12 @@ def _apply(directions: Tensor, coefficients: Tensor) -> Tensor:
     """(V, 3, K) x (B, k) -> (B, V, 3); k may be smaller than K (the rest are zero)."""
     flat = directions.reshape(-1, directions.shape[-1])[:, : coefficients.shape[-1]]
     return (coefficients @ flat.T).reshape(coefficients.shape[0], directions.shape[0], 3)
+
+
+def pose_correctives(directions: Tensor, rotations: Tensor) -> Tensor:
+    """What joints turned by ``rotations`` (B, J, 3, 3) add to the vertices (V, 3, 9 (J - 1)): (B, V, 3)."""
+    eye = torch.eye(3, dtype=rotations.dtype, device=rotations.device)
+    return _apply(directions, (rotations[:, 1:] - eye).flatten(1))
 
 
 def _head_pose_feature(rotations: Tensor) -> Tensor:
