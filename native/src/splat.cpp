@@ -1,4 +1,5 @@
 // The splatter's part of the C interface: checks of the call, stages, memory. The work is done by the kernels.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -15,6 +16,8 @@ namespace guava {
     namespace ISA {                                                                                                    \
     extern const ProjectKernel splat_project;                                                                          \
     extern const BlendKernels splat_blend;                                                                             \
+    extern const BlendBackwardKernels splat_blend_backward;                                                            \
+    extern const ProjectBackwardKernel splat_project_backward;                                                         \
     }
 GUAVA_DECLARE_KERNELS(baseline)
 #if GUAVA_X86
@@ -27,20 +30,27 @@ namespace {
 struct Kernels {
     ProjectKernel project;
     BlendKernels blend;
+    BlendBackwardKernels blend_backward;
+    ProjectBackwardKernel project_backward;
 };
 
 Kernels kernels_of(const Context &context) {
+#define GUAVA_KERNELS(ISA)                                                                                             \
+    Kernels { ISA::splat_project, ISA::splat_blend, ISA::splat_blend_backward, ISA::splat_project_backward }
 #if GUAVA_X86
-    if (context.isa == GUAVA_ISA_AVX512) return {avx512::splat_project, avx512::splat_blend};
-    if (context.isa == GUAVA_ISA_AVX2) return {avx2::splat_project, avx2::splat_blend};
+    if (context.isa == GUAVA_ISA_AVX512) return GUAVA_KERNELS(avx512);
+    if (context.isa == GUAVA_ISA_AVX2) return GUAVA_KERNELS(avx2);
 #endif
     (void)context;
-    return {baseline::splat_project, baseline::splat_blend};
+    return GUAVA_KERNELS(baseline);
 }
 
 constexpr int kMaxSize = 1 << 19;   // pixels a side: tiles are counted in 16 bits
 constexpr int64_t kTileGrain = 4;   // tiles that a thread takes at once
 constexpr int kChannelLimit = 1 << 20;
+// Gradients of pairs that are held at once; a crowded tile may need more.
+constexpr int64_t kBandBytes = int64_t{192} << 20;
+constexpr int64_t kBackgroundParts = 64;
 
 } // namespace
 } // namespace guava
@@ -68,13 +78,17 @@ struct SplatWorkspace : Workspace {
     SortWorkspace sort;
     Buffer<ProjectChunk> chunks;
     Buffer<char> scratch;
+    // Of backward passes.
+    Buffer<float> slots, moments, left;
+    Buffer<double> sums;
 
-    size_t bytes() const override { return own.bytes() + sort.bytes() + chunks.bytes() + scratch.bytes(); }
+    size_t bytes() const override {
+        return own.bytes() + sort.bytes() + chunks.bytes() + scratch.bytes() + slots.bytes() + moments.bytes() +
+               left.bytes() + sums.bytes();
+    }
     void clear() override {
-        own.clear();
-        sort.clear();
-        chunks.clear();
-        scratch.clear();
+        own.clear(), sort.clear(), chunks.clear(), scratch.clear();
+        slots.clear(), moments.clear(), left.clear(), sums.clear();
     }
 };
 
@@ -261,6 +275,125 @@ int32_t forward(Context &context, const guava_splat_scene &scene, const guava_sp
     return status;
 }
 
+// ---- Backward -----------------------------------------------------------------------------------------------
+
+// dL/dbackground = sum over pixels of transmittance times gradient, in parts of whole rows whose number is fixed.
+bool background_gradient(Context &context, SplatWorkspace &work, const guava_splat_scene &scene, const float *left,
+                         const float *gradient, float *out) {
+    const int64_t channels = scene.channels, parts = std::min<int64_t>(kBackgroundParts, scene.height);
+    double *sums = work.sums.reserve(static_cast<size_t>(parts * channels));
+    const bool done = parallel_for(context, parts, 1, [&](int64_t part, int64_t, int) {
+        double *sum = sums + part * channels;
+        std::fill(sum, sum + channels, 0.0);
+        const int64_t begin = scene.height * part / parts, end = scene.height * (part + 1) / parts;
+        for (int64_t pixel = begin * scene.width; pixel < end * scene.width; ++pixel)
+            for (int64_t c = 0; c < channels; ++c)
+                sum[c] += static_cast<double>(left[pixel]) * gradient[pixel * channels + c];
+    });
+    for (int64_t c = 0; done && c < channels; ++c) {
+        double total = 0;
+        for (int64_t part = 0; part < parts; ++part) total += sums[part * channels + c];
+        out[c] = static_cast<float>(total);
+    }
+    return done;
+}
+
+int32_t backward(Context &context, const guava_splat_scene &scene, const guava_splat_state &state,
+                 const guava_splat_gradients &wanted, guava_splat_stats &stats) {
+    context.begin_call();
+    SplatWorkspace &work = workspace_of(context);
+    const Kernels kernels = kernels_of(context);
+    const TileLists &lists = state.lists;
+    const int64_t tiles = static_cast<int64_t>(state.constants.tiles_x) * state.constants.tiles_y;
+    const uint32_t *starts = lists.starts.data();
+    int64_t longest = 0;
+    for (int64_t tile = 0; tile < tiles; ++tile) longest = std::max<int64_t>(longest, starts[tile + 1] - starts[tile]);
+
+    BlendBackwardJob blend = {};
+    blend.constants = &state.constants;
+    blend.records = state.records.data();
+    blend.starts = starts;
+    blend.ids = lists.ids.data();
+    blend.features = scene.features;
+    blend.background = scene.background;
+    blend.out_features = scene.channels ? wanted.out_features : nullptr;
+    blend.out_alpha = wanted.out_alpha;
+    blend.out_depth = wanted.out_depth;
+    blend.slot_channels = wanted.features ? kernels.blend_backward.slot_channels(scene.channels) : 0;
+    if (wanted.background && blend.out_features)
+        blend.left = work.left.reserve(static_cast<size_t>(scene.width) * static_cast<size_t>(scene.height));
+
+    ProjectBackwardJob project = {};
+    project.constants = &state.constants;
+    project.means = scene.means;
+    project.quaternions = scene.quaternions;
+    project.scales = scene.scales;
+    project.opacities = scene.opacities;
+    project.pair_starts = lists.pair_starts.data();
+    project.pair_counts = lists.pair_counts.data();
+    project.places = lists.places.data();
+    project.slot_channels = blend.slot_channels;
+    project.moments = work.moments.reserve(static_cast<size_t>(scene.count) * kMoments);
+    project.d_means = wanted.means;
+    project.d_quaternions = wanted.quaternions;
+    project.d_scales = wanted.scales;
+    project.d_opacities = wanted.opacities;
+    project.d_features = scene.channels ? wanted.features : nullptr;
+    project.camera = wanted.view || wanted.intrinsics;
+    const int64_t chunks = (scene.count + kProjectGrain - 1) / kProjectGrain;
+    Buffer<double> camera_sums;
+    camera_sums.reserve(static_cast<size_t>(chunks * kCameraSums));
+
+    const size_t scratch_bytes = (kernels.blend_backward.scratch(scene.channels, longest) + 63) / 64 * 64;
+    char *scratch = work.scratch.reserve(scratch_bytes * static_cast<size_t>(context.threads()));
+    const int64_t slot_floats = blend.slot_channels + kMoments;
+    const int64_t band_pairs = kBandBytes / static_cast<int64_t>(sizeof(float)) / slot_floats;
+    for (int64_t band = 0; band < tiles;) {
+        int64_t end = band + 1;
+        while (end < tiles && starts[end + 1] - starts[band] <= band_pairs) ++end;
+        const int64_t pairs = starts[end] - starts[band];
+        blend.slots = work.slots.reserve(static_cast<size_t>(pairs * slot_floats));
+        blend.first_pair = starts[band];
+        project.slots = blend.slots;
+        project.first_pair = starts[band];
+        project.last_pair = starts[end];
+        project.first_band = band == 0;
+        project.last_band = end == tiles;
+        const double start = milliseconds();
+        if (!parallel_for(context, end - band, kTileGrain, [&](int64_t first, int64_t last, int worker) {
+                kernels.blend_backward.blend(&blend, band + first, band + last,
+                                             scratch + scratch_bytes * static_cast<size_t>(worker));
+            }))
+            return GUAVA_CANCELLED;
+        const double blended = milliseconds();
+        if (!parallel_for(context, scene.count, kProjectGrain, [&](int64_t first, int64_t last, int) {
+                kernels.project_backward(&project, first, last,
+                                         camera_sums.data() + first / kProjectGrain * kCameraSums);
+            }))
+            return GUAVA_CANCELLED;
+        stats.blend_backward_ms += blended - start;
+        stats.project_backward_ms += milliseconds() - blended;
+        band = end;
+    }
+    if (project.camera) {
+        double total[kCameraSums] = {};
+        for (int64_t chunk = 0; chunk < chunks; ++chunk)
+            for (int n = 0; n < kCameraSums; ++n) total[n] += camera_sums[chunk * kCameraSums + n];
+        for (int n = 0; n < 12 && wanted.view; ++n) wanted.view[n] = static_cast<float>(total[n]);
+        for (int n = 0; n < 6 && wanted.intrinsics; ++n) wanted.intrinsics[n] = static_cast<float>(total[12 + n]);
+    }
+    if (wanted.background) {
+        std::fill(wanted.background, wanted.background + scene.channels, 0.0f);
+        const double start = milliseconds();
+        if (blend.left && !background_gradient(context, work, scene, blend.left, blend.out_features, wanted.background))
+            return GUAVA_CANCELLED;
+        stats.blend_backward_ms += milliseconds() - start;
+    }
+    stats.visible = lists.visible;
+    stats.pairs = lists.pairs;
+    return GUAVA_OK;
+}
+
 } // namespace
 } // namespace guava
 
@@ -301,6 +434,25 @@ GUAVA_API int32_t guava_splat_count(guava_context *context, const guava_splat_sc
     } catch (const std::bad_alloc &) {
         return GUAVA_OUT_OF_MEMORY;
     }
+}
+
+GUAVA_API int32_t guava_splat_backward(guava_context *context, const guava_splat_scene *scene,
+                                       const guava_splat_state *state,
+                                       const guava_splat_gradients *gradients, guava_splat_stats *stats) {
+    if (!context || !state || !gradients || !guava::valid_call(scene)) return GUAVA_INVALID_CALL;
+    const guava::SplatConstants &k = state->constants;
+    if (state->count != scene->count || k.channels != scene->channels || k.width != scene->width ||
+        k.height != scene->height || k.flags != scene->flags)
+        return GUAVA_INVALID_CALL;
+    guava_splat_stats measured = {};
+    int32_t status;
+    try {
+        status = guava::backward(*context, *scene, *state, *gradients, measured);
+    } catch (const std::bad_alloc &) {
+        status = GUAVA_OUT_OF_MEMORY;
+    }
+    if (stats) *stats = measured;
+    return status;
 }
 
 } // extern "C"

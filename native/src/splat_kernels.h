@@ -83,4 +83,49 @@ struct BlendKernels {
     void (*blend)(const BlendJob *job, int64_t tile_begin, int64_t tile_end, void *scratch, BlendCounts *counts);
 };
 
+// ---- Backward. The blending's gradients are summed per Gaussian-tile pair ("slot"), because a tile is worked on by
+// one thread only; slots of a Gaussian are then added up in order. So no sum depends on how tiles were dealt out.
+
+// After a slot's channels, rounded up to whole vectors: sums over the pair's pixels of g = dL / d ln(alpha before its
+// clamp), in the coordinates u and v above, and of dL / d depth.
+enum SplatMoment { kMoment1, kMomentU, kMomentV, kMomentUU, kMomentUV, kMomentVV, kMomentDepth, kMoments = 8 };
+
+struct BlendBackwardJob {
+    const SplatConstants *constants;
+    const SplatRecord *records;
+    const uint32_t *starts, *ids;
+    const float *features, *background;
+    const float *out_features, *out_alpha, *out_depth; // gradients by the picture, NULL: zero
+    float *slots;        // of the pairs from first_pair on
+    int64_t first_pair;
+    int32_t slot_channels; // channels of a slot, in whole vectors; 0: no gradients of features are wanted
+    float *left;           // (H, W) the transmittance that is left, NULL: not wanted
+};
+
+struct BlendBackwardKernels {
+    int32_t (*slot_channels)(int32_t channels);
+    size_t (*scratch)(int32_t channels, int64_t longest_list);
+    void (*blend)(const BlendBackwardJob *job, int64_t tile_begin, int64_t tile_end, void *scratch);
+};
+
+constexpr int kCameraSums = 18; // view (12), intrinsics (6)
+
+struct ProjectBackwardJob {
+    const SplatConstants *constants;
+    const float *means, *quaternions, *scales, *opacities;
+    // Of one band of tiles: pairs [first_pair, last_pair), in `slots`.
+    const uint32_t *pair_starts, *pair_counts, *places;
+    const float *slots;
+    int64_t first_pair, last_pair;
+    int32_t slot_channels;
+    bool first_band, last_band;
+    float *moments; // (N, kMoments), sums over the bands so far
+    float *d_means, *d_quaternions, *d_scales, *d_opacities, *d_features; // NULL: not wanted
+    bool camera;    // whether sums over Gaussians are wanted
+};
+
+// camera_sums: (kCameraSums,) of these Gaussians, if job->camera.
+using ProjectBackwardKernel = void (*)(const ProjectBackwardJob *job, int64_t begin, int64_t end,
+                                       double *camera_sums);
+
 } // namespace guava
