@@ -2,6 +2,7 @@
 
 import resource
 import struct
+import threading
 from fractions import Fraction
 
 import av
@@ -52,12 +53,60 @@ def test_round_trip_keeps_frames_rate_and_colours(tmp_path):
         fields = (context.color_range, context.color_primaries, context.color_trc, context.colorspace)
         assert tuple(int(f) for f in fields) == (1, 1, 1, 1)
         assert context.name == "h264" and context.pix_fmt == "yuv420p"
+        for frame in container.decode(video=0):
+            names = ("color_range", "color_primaries", "color_trc", "colorspace")
+            there = [int(getattr(frame, name)) for name in names if hasattr(frame, name)]
+            assert len(there) >= 2 and set(there) == {1}
 
 
 def test_odd_sizes_are_padded(tmp_path):
-    _write(tmp_path / "odd.mp4", _frames(width=65, height=47))
+    frames = _frames(width=65, height=47)
+    frames[:, -1], frames[:, :, -1] = (30, 200, 40), (40, 50, 220)
+    _write(tmp_path / "odd.mp4", frames)
     reader = VideoReader(tmp_path / "odd.mp4")
     assert (reader.width, reader.height) == (66, 48)
+    for frame in reader:
+        # 4:2:0 halves the resolution of colours, not of brightness.
+        assert np.abs(frame.pixels[:40, -1].astype(int).mean((0, 1)) - 103).max() < 20
+        assert np.abs(frame.pixels[:40, -1].astype(int) - frame.pixels[:40, -2]).max() < 12
+        assert np.abs(frame.pixels[-1, :60].astype(int) - frame.pixels[-2, :60]).max() < 12
+
+
+def test_frames_are_drawn_into_the_encoders_memory_in_turn(tmp_path):
+    drawn = _frames(count=30, width=50)  # rows of 150 bytes lie apart
+    addresses = set()
+    with VideoWriter(tmp_path / "a.mp4", 25, (50, 48)) as writer:
+        for frame in drawn:
+            buffer = writer.buffer()
+            assert buffer is not None and buffer.shape == (48, 50, 3) and buffer.dtype == np.uint8
+            assert writer.buffer().ctypes.data == buffer.ctypes.data  # asking twice is no second frame
+            addresses.add(buffer.ctypes.data)
+            buffer[...] = frame
+            writer.submit()
+        with pytest.raises(ValueError, match="buffer"):
+            writer.submit()
+    assert 1 < len(addresses) <= 3
+    got = [f.pixels for f in VideoReader(tmp_path / "a.mp4")]
+    assert len(got) == 30
+    for wanted, frame in zip(drawn, got, strict=True):
+        assert np.abs(wanted.astype(int) - frame).mean() < 4
+    assert writer.seconds > 0 and writer.waited >= 0
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no idea"), OSError(28, "No space left on device")])
+@pytest.mark.parametrize("frames", [1, 20])
+def test_what_fails_on_the_encoders_thread_is_raised_on_the_writers(tmp_path, monkeypatch, error, frames):
+    def broken(*_):
+        raise error
+
+    before = threading.active_count()
+    with pytest.raises(RuntimeError if isinstance(error, RuntimeError) else InputError) as caught:
+        with VideoWriter(tmp_path / "a.mp4", 25, (64, 48)) as writer:
+            monkeypatch.setattr("guava.photo.video._FrameBuffer.converted", broken)
+            for frame in _frames(frames):
+                writer.write(frame)
+    assert str(error.args[-1]) in str(caught.value)
+    assert list(tmp_path.iterdir()) == [] and threading.active_count() == before
 
 
 def test_a_symbolic_link_keeps_pointing_where_it_did(tmp_path):

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
+from time import perf_counter
 
 import av
 import numpy as np
@@ -21,6 +24,7 @@ MAX_VIDEO_SIDE = 1920
 """Longer frames are reduced to this side while reading."""
 
 _BT709 = 1  # as ITU-T H.273 numbers primaries, transfer and matrix
+_BUFFERS = 3  # one being drawn, one waiting, one being encoded
 _TURNS = {90: 1, 180: 2, 270: 3}
 
 
@@ -237,12 +241,45 @@ class _RecordingFile:
         return self._handle.tell()
 
 
+class _FrameBuffer:
+    """A picture that is drawn in RGB and encoded in YUV, over and over.
+
+    Attributes:
+        pixels: (H, W, 3) uint8, the frame's own memory.
+    """
+
+    def __init__(self, width: int, height: int):
+        self._rgb = av.VideoFrame(width, height, "rgb24")
+        plane = self._rgb.planes[0]
+        rows = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)
+        self.pixels = rows[:, : 3 * width].reshape(height, width, 3)
+
+    def converted(self) -> av.VideoFrame:
+        """The picture as the encoder takes it, with all its colour fields."""
+        frame = self._rgb.reformat(
+            format="yuv420p",
+            dst_colorspace=Colorspace.ITU709,
+            src_color_range=ColorRange.JPEG,
+            dst_color_range=ColorRange.MPEG,
+        )
+        frame.color_range = int(ColorRange.MPEG)
+        frame.colorspace = _BT709
+        if hasattr(frame, "color_trc"):  # older versions of PyAV leave frames' primaries to the stream
+            frame.color_primaries = frame.color_trc = _BT709
+        return frame
+
+
 class VideoWriter:
     """Writes an H.264 video that browsers and editors show in the right colours. Use it as a context manager.
 
+    Conversion to YUV and encoding run on a thread of their own. Frames are drawn straight into the encoder's
+    memory, a few buffers in turn: ``writer.buffer()[...] = pixels; writer.submit()``, or at once
+    ``writer.write(pixels)``.
+
     The file appears under its name only when the block ends without an error; otherwise nothing is left
     behind. Odd sizes are padded to even ones by repeating the last row or column (4:2:0 needs even sizes).
-    All four colour fields are tagged BT.709: players guess where one is missing.
+    All four colour fields, of the stream and of every frame, are tagged BT.709: players guess where one is
+    missing.
 
     Args:
         path: .mp4, .mov or .mkv.
@@ -252,18 +289,22 @@ class VideoWriter:
 
     Attributes:
         notes: Sentences, for instance that no H.264 encoder was there and MPEG-4 was written.
+        seconds: Spent encoding so far.
+        waited: Seconds that :meth:`buffer` had to wait for the encoder.
 
     Raises:
-        InputError: Unknown suffix, no such folder, or the disk is full.
+        InputError: Unknown suffix, no such folder, or the disk is full; of what fails on the thread, the next
+            call or the end of the block tells.
     """
 
     def __init__(self, path: str | os.PathLike, fps: float, size: tuple[int, int], quality: int = 18):
         self.path = Path(path)
         self._target = Path(os.path.realpath(path))  # a symbolic link stays one
         self.notes: tuple[str, ...] = ()
+        self.seconds = self.waited = 0.0
         self._size = size
         self._fps, self._quality = fps, quality
-        self._container = self._handle = self._temporary = None
+        self._container = self._handle = self._temporary = self._thread = None
         if self.path.suffix.lower() not in (".mp4", ".mov", ".mkv"):
             raise InputError(f"Cannot write '{path}': unknown suffix '{self.path.suffix}'.", "Use .mp4.")
         if not fps > 0 or min(size) < 1:
@@ -296,12 +337,50 @@ class VideoWriter:
             )
         rate = Fraction(self._fps).limit_denominator(100_000)
         stream = self._container.add_stream(codec, rate=rate, options=options)
-        stream.width, stream.height = (n + n % 2 for n in self._size)
+        width, height = (n + n % 2 for n in self._size)
+        stream.width, stream.height = width, height
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
         context.color_range = int(ColorRange.MPEG)
         context.color_primaries = context.color_trc = context.colorspace = _BT709
         self._stream = stream
+        self._buffers = [_FrameBuffer(width, height) for _ in range(_BUFFERS)]
+        self._free, self._filled = SimpleQueue(), SimpleQueue()
+        for buffer in self._buffers:
+            self._free.put(buffer)
+        self._current: _FrameBuffer | None = None
+        self._error: BaseException | None = None
+        self._thread = Thread(target=self._encode_all, name="guava-encoder", daemon=True)
+        self._thread.start()
+
+    def buffer(self) -> np.ndarray:
+        """Where to draw the next frame: (H, W, 3) uint8, whose rows may lie apart. Call :meth:`submit` then.
+
+        It holds an older frame, not always the last one.
+        """
+        if self._container is None:
+            raise ValueError("VideoWriter must be used in a 'with' block")
+        start = perf_counter()
+        while self._current is None:
+            self._raise_failure()
+            try:
+                self._current = self._free.get(timeout=0.2)  # a wait that lets Ctrl-C through everywhere
+            except Empty:
+                continue
+        self.waited += perf_counter() - start
+        width, height = self._size
+        return self._current.pixels[:height, :width]
+
+    def submit(self) -> None:
+        """Append what was drawn into :meth:`buffer`."""
+        if self._current is None:
+            raise ValueError("VideoWriter.submit() without buffer()")
+        width, height = self._size
+        pixels = self._current.pixels
+        pixels[height:] = pixels[height - 1 : height]
+        pixels[:, width:] = pixels[:, width - 1 : width]
+        self._filled.put(self._current)
+        self._current = None
 
     def write(self, pixels: np.ndarray) -> None:
         """Append one frame.
@@ -309,38 +388,47 @@ class VideoWriter:
         Args:
             pixels: (H, W, 3), uint8 or floats in [0, 1], sRGB.
         """
-        if self._container is None:
-            raise ValueError("VideoWriter must be used in a 'with' block")
         if pixels.shape != (self._size[1], self._size[0], 3):
             raise ValueError(f"frame of shape {pixels.shape} in a video of {self._size} pixels")
-        pixels = to_eight_bits(pixels)
-        height, width = pixels.shape[:2]
-        if height % 2 or width % 2:
-            pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-        frame = frame.reformat(
-            format="yuv420p",
-            dst_colorspace=Colorspace.ITU709,
-            src_color_range=ColorRange.JPEG,
-            dst_color_range=ColorRange.MPEG,
-        )
-        frame.color_range = int(ColorRange.MPEG)
-        frame.colorspace = _BT709
-        self._mux(frame)
+        self.buffer()[...] = to_eight_bits(pixels)
+        self.submit()
 
-    def _mux(self, frame: av.VideoFrame | None) -> None:
+    def _encode_all(self) -> None:
+        """The encoder's thread: until the first None, or an error, which the main thread raises."""
         try:
-            self._container.mux(self._stream.encode(frame))
-        except (av.error.FFmpegError, OSError) as error:
+            while (buffer := self._filled.get()) is not None:
+                start = perf_counter()
+                self._container.mux(self._stream.encode(buffer.converted()))
+                self.seconds += perf_counter() - start
+                self._free.put(buffer)
+        except BaseException as error:
+            self._error = error
+
+    def _raise_failure(self) -> None:
+        error = self._error
+        if isinstance(error, (av.error.FFmpegError, OSError)):
             raise self._failed(self._file.error or error) from error
+        if error is not None:
+            raise error
+
+    def _stop_encoding(self) -> None:
+        """Let the thread encode what was submitted, and end it."""
+        if self._thread is not None:
+            self._filled.put(None)
+            while self._thread.is_alive():
+                self._thread.join(0.2)
+            self._thread = None
 
     def __exit__(self, kind, error, trace) -> None:
         if kind is not None:
             self._discard()
             return
         try:
-            self._mux(None)
+            self._stop_encoding()
+            self._raise_failure()
+            start = perf_counter()
             try:
+                self._container.mux(self._stream.encode(None))
                 self._container.close()
                 self._container = None
                 if self._file.error is not None:
@@ -351,6 +439,7 @@ class VideoWriter:
                 self._temporary = None
             except (av.error.FFmpegError, OSError) as problem:
                 raise self._failed(self._file.error or problem) from problem
+            self.seconds += perf_counter() - start
         finally:
             self._discard()
 
@@ -359,6 +448,7 @@ class VideoWriter:
         return InputError(f"Cannot write '{self.path}': {reason}.", "Check the folder and the free space.")
 
     def _discard(self) -> None:
+        self._stop_encoding()
         if self._container is not None:
             try:
                 self._container.close()
