@@ -414,9 +414,10 @@ def units(compiler: Compiler, target: Target, unit_tests: bool = False) -> list[
 
 @dataclass(frozen=True)
 class Built:
-    """A finished library or program, and with what it was made."""
+    """A finished library or program, with what it was made, and the folder of its object files."""
 
     path: Path
+    objects: Path
     target: Target
     compiler: Compiler
 
@@ -509,7 +510,7 @@ def build(
         shutil.copy2(made, part)
         os.replace(part, final)
     say(f"native: {final}")
-    return Built(final, target, compiler)
+    return Built(final, work, target, compiler)
 
 
 def _work_folder() -> Path:
