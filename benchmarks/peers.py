@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import subprocess
 import sys
 import tempfile
@@ -10,23 +11,13 @@ import weakref
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "native"))
-
-# The native kernels' optimisation flags, so that neither side has an advantage.
-_FLAGS = (
-    "-std=c++17 -O3 -fno-math-errno -fno-trapping-math -ffinite-math-only -fno-signed-zeros -shared -fPIC "
-    "-pthread"
-).split()
-_ISA_FLAGS = {
-    "sse2": [], "neon": [], "avx2": ["-mavx2", "-mfma"],
-    "avx512": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
-}
 _PICTURE = [ctypes.c_void_p] * 3
 
 TOLERANCE = 1e-4
@@ -145,13 +136,31 @@ def _folder() -> tempfile.TemporaryDirectory:
 
 @lru_cache
 def _compiled(isa: str) -> Path:
-    """The shared library of ``peers.cpp``; raises RuntimeError with the compiler's message."""
-    target = Path(_folder().name) / f"peers_{isa}.so"
-    source = ROOT / "benchmarks" / "native" / "peers.cpp"
+    """The shared library of ``peers.cpp``, by the compiler and with the flags of the native kernels.
+
+    Raises:
+        RuntimeError: It does not compile; with the compiler's message.
+    """
+    build = _recipe()
+    target = build.host_target()
+    compiler = build.find_compiler(target)
+    out = Path(_folder().name) / f"peers_{isa}{Path(target.library).suffix}"
     command = [
-        "g++", *_FLAGS, *_ISA_FLAGS[isa], f"-I{ROOT / 'native' / 'include'}", str(source), "-o", str(target)
+        *compiler.command, *build.compile_flags(compiler, target),
+        *build.isa_flags(compiler, target, "baseline" if isa in ("sse2", "neon") else isa),
+        f"-I{ROOT / 'native' / 'include'}", "-shared",
+        str(ROOT / "benchmarks" / "native" / "peers.cpp"), "-o", str(out),
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"peers.cpp was not compiled: {' '.join(command)}\n{done.stderr}")
-    return target
+    return out
+
+
+def _recipe() -> ModuleType:
+    """native/build.py"""
+    spec = importlib.util.spec_from_file_location("guava_native_build", ROOT / "native" / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
