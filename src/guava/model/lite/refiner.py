@@ -92,7 +92,12 @@ class FoldedLiteRefiner(nn.Module):
     Args:
         refiner: Trained; its device is kept, parameters stay its own.
         dtype: That it runs in; sums of products are folded in the refiner's own precision before.
+
+    Attributes:
+        channels_last: For the animator: features need not be laid out by channels first.
     """
+
+    channels_last = True
 
     def __init__(self, refiner: LiteRefiner, dtype: torch.dtype = torch.float32):
         super().__init__()
