@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -37,6 +38,63 @@ class SourceView:
 
 
 @dataclass(frozen=True)
+class BakeReport:
+    """What baking lost (``guava.model.bake``): the plain RGB Gaussians against the refined pictures, in poses
+    and views that were not fitted.
+
+    PSNR is in dB over whole pictures, whose free area counts too, peak 1; rows are poses, columns views.
+
+    Attributes:
+        weights, hash: The refiner that was baked, see :class:`RefinerReference`.
+        size: Side of the pictures in pixels, the refiner's own.
+        poses: What the poses were.
+        views: Degrees (yaw, pitch) of the views.
+        psnr, psnr_on_white: Of the baked avatar, over black and over white.
+        coarse_psnr, coarse_psnr_on_white: Of the avatar's coarse RGB before baking, for comparison.
+        settings: How it was fitted.
+    """
+
+    weights: str
+    hash: str
+    size: int
+    poses: tuple[str, ...]
+    views: tuple[tuple[float, float], ...]
+    psnr: tuple[tuple[float, ...], ...]
+    psnr_on_white: tuple[tuple[float, ...], ...]
+    coarse_psnr: tuple[tuple[float, ...], ...]
+    coarse_psnr_on_white: tuple[tuple[float, ...], ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> float:
+        """Mean of ``psnr``."""
+        return _mean(self.psnr)
+
+    @property
+    def worst(self) -> float:
+        """Least of ``psnr``."""
+        return min(min(row) for row in self.psnr)
+
+    @property
+    def gain(self) -> float:
+        """Mean dB that the baked pictures are nearer to the refined ones than the coarse ones were."""
+        return self.mean - _mean(self.coarse_psnr)
+
+    def sentence(self) -> str:
+        """For people."""
+        return (
+            f"Baked from the refiner of '{self.weights}' ({self.hash[:12]}): {self.mean:.1f} dB from its "
+            f"pictures in {sum(map(len, self.psnr))} unfitted views, {self.worst:.1f} dB at worst; the coarse "
+            f"RGB was at {self.mean - self.gain:.1f} dB."
+        )
+
+
+def _mean(table: tuple[tuple[float, ...], ...]) -> float:
+    values = [value for row in table for value in row]
+    return sum(values) / len(values)
+
+
+@dataclass(frozen=True)
 class Provenance:
     """What an avatar file says of its own making.
 
@@ -50,6 +108,7 @@ class Provenance:
             default.
         synthetic_media: Always True: renders of this file are synthetic.
         notes: Warnings from tracking and reconstruction, in sentences.
+        baked: What was lost when the avatar was baked to plain RGB; None if it was not.
     """
 
     generator: str
@@ -60,6 +119,7 @@ class Provenance:
     subject_consent: str = "not stated"
     synthetic_media: bool = True
     notes: tuple[str, ...] = field(default=())
+    baked: BakeReport | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from guava.avatar.avatar import Avatar, Provenance, RefinerReference, SourceView
+from guava.avatar.avatar import Avatar, BakeReport, Provenance, RefinerReference, SourceView
 from guava.avatar.gaussians import MAX_INFLUENCES, BindingKind, Gaussians, Layer
 from guava.avatar.posing import SigmaRule
 from guava.body import Identity, Pose, Template, choose_template
@@ -160,7 +160,10 @@ def load_avatar(path: str | os.PathLike, template: Template | None = None) -> Av
         stated = header["provenance"]
         known = {f.name for f in fields(Provenance)}
         provenance = Provenance(
-            **{**{k: v for k, v in stated.items() if k in known}, "notes": tuple(stated.get("notes", ()))}
+            **{
+                **{k: v for k, v in stated.items() if k in known},
+                "notes": tuple(stated.get("notes", ())), "baked": _bake_report(stated.get("baked")),
+            }
         )
         avatar = Avatar(
             gaussians=gaussians, identity=_collect(Identity, "identity", tensors),
@@ -212,6 +215,17 @@ def _check_pose(path: str | os.PathLike, avatar: Avatar, template: Template) -> 
 
 def _refiner(stated: object) -> RefinerReference | None:
     return None if stated is None else RefinerReference(str(stated["weights"]), str(stated["hash"]))
+
+
+def _bake_report(stated: dict | None) -> BakeReport | None:
+    if stated is None:
+        return None
+    known = {f.name for f in fields(BakeReport)}
+    values = {k: v for k, v in stated.items() if k in known}
+    tables = ("views", "psnr", "psnr_on_white", "coarse_psnr", "coarse_psnr_on_white")
+    for name in tables:
+        values[name] = tuple(tuple(float(x) for x in row) for row in values[name])
+    return BakeReport(**{**values, "poses": tuple(values["poses"])})
 
 
 def _prefixed(prefix: str, record) -> dict[str, Tensor]:

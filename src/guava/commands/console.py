@@ -38,9 +38,15 @@ def bar(items: Iterable | None = None, **options: Any):
 
 
 @contextmanager
-def stage_bar(description: str) -> Iterator:
-    """A bar for the ``progress(stage, done, total)`` callbacks of tracking and reconstruction."""
-    layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
+def stage_bar(description: str, *, eta: bool = False) -> Iterator:
+    """A bar for the ``progress(stage, done, total)`` callbacks of tracking, reconstruction and baking.
+
+    Args:
+        description: Of the job.
+        eta: Show the time that is left, too: for totals that are in units of time.
+    """
+    times = "{elapsed}<{remaining}" if eta else "{elapsed}"
+    layout = "{desc}: {percentage:3.0f}%|{bar}| " + times + "{postfix}"
     with bar(total=1, desc=description, bar_format=layout) as shown:
         pause = 0.1 if sys.stderr.isatty() else 5.0
         drawn = [time.monotonic() - pause, ""]
@@ -49,7 +55,7 @@ def stage_bar(description: str) -> Iterator:
             if stage == drawn[1] and time.monotonic() - drawn[0] < pause:
                 return
             shown.total, shown.n = max(total, 1), done
-            counted = 12 < total < 10**6  # frames, not bytes
+            counted = not eta and 12 < total < 10**6  # frames, not bytes
             shown.set_postfix_str(f"{stage} {done}/{total}" if counted else stage, refresh=False)
             shown.refresh()
             drawn[:] = [time.monotonic(), stage]

@@ -17,12 +17,13 @@ from collections.abc import Sequence
 from guava import __version__
 from guava.errors import GuavaError
 
-VERBS = ("demo", "track", "reconstruct", "animate", "render", "doctor", "assets", "weights", "data")
+VERBS = ("demo", "track", "reconstruct", "bake", "animate", "render", "doctor", "assets", "weights", "data")
 
 _ABOUT = """One photo of a person in; an animatable avatar of 3D Gaussians out.
 
   guava demo                                        see it work, on a photo that comes along
   guava reconstruct PHOTO -o A.guava                an avatar from a photo
+  guava bake A.guava -o B.guava                     a network's avatar as plain Gaussians, without it
   guava animate A.guava --motion talk -o OUT.mp4    make it move (talk, idle, wave, or M.motion)
   guava track VIDEO -o M.motion                     take someone's motion, to drive an avatar with
   guava render A.guava -o OUT.png                   one picture, from any side

@@ -59,6 +59,9 @@ class Config:
     """What finds face, body and hands. "simcc" needs --detector-model."""
     detector_model: Path | None = None
     """A COCO-WholeBody SimCC ONNX file of yours (DWPose, RTMW), for --detector simcc."""
+    bake: bool = False
+    """Make the avatar plain RGB Gaussians that need no network to be shown, and measure what that loses (as
+    guava bake does). Interrupted, it leaves the avatar of the network."""
     consent: str = "not stated"
     """What the pictured person has agreed to, in your words; stored in the file."""
     profile: bool = False
@@ -70,13 +73,49 @@ def run(config: Config) -> None:
     from guava.avatar import save_avatar
 
     check_output(config.output)
+    if config.bake:
+        check_bake(config)
     avatar, profile = make_avatar(config)
     save_avatar(avatar, config.output)
+    if config.bake:
+        avatar = bake_saved(avatar, config)
     warn(avatar.provenance.notes)
     if config.profile:
         print(profile, file=sys.stderr)
     seen = 100 * avatar.provenance.observed_fraction
     say(f"{config.output}: {len(avatar.gaussians):,} Gaussians, {seen:.0f} % of them seen in the photo")
+
+
+def check_bake(config: Config) -> None:
+    """Refuse ``--bake`` where there will be nothing to bake, before the work begins.
+
+    Raises:
+        InputError: The model has no refiner, or it is left out.
+    """
+    if config.model == "baseline" or "refiner" in config.ablate:
+        why = "has none" if config.model == "baseline" else "is left out (--ablate refiner)"
+        raise InputError(
+            f"--bake turns a refiner's pictures into plain Gaussians; that of '{config.model}' {why}.",
+            "Leave out --bake: the avatar is plain RGB already.",
+        )
+
+
+def bake_saved(avatar: Avatar, config: Config) -> Avatar:
+    """Bake an avatar that has been saved, and put the result in its place."""
+    from guava.avatar import save_avatar
+    from guava.body import template_for
+    from guava.commands.bake import bake_with_bar, print_report
+
+    try:
+        template = template_for(avatar.template_hash, avatar.template_name)
+        baked, report = bake_with_bar(avatar, template, config.weights, config.device)
+    except KeyboardInterrupt:
+        warn([f"'{config.output}' holds the avatar as the network made it; baking it is what is left to do: "
+              f"guava bake {config.output} -o {config.output}"])  # fmt: skip
+        raise
+    save_avatar(baked, config.output)
+    print_report(report)
+    return baked
 
 
 def make_avatar(config: Config) -> tuple[Avatar, str]:
