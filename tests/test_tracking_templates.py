@@ -14,7 +14,7 @@ from guava.body.ehm import JAW, LEFT_EYE, RIGHT_EYE
 from guava.body.template import plain_head
 from guava.tracking import track_detections
 from guava.tracking.config import BodyFitConfig, TrackingConfig
-from guava.tracking.fit.body import BodyPoints
+from guava.tracking.fit.body_points import BodyPoints
 from guava.tracking.fit.face import FaceFit, FaceLandmarkModel
 from guava.tracking.fit.offsets import offsets_known
 from guava.tracking.observations import BODY_POINTS

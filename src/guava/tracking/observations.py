@@ -11,7 +11,7 @@ import torch
 from guava.errors import InputError
 from guava.tracking.crop import map_points
 from guava.tracking.detectors.base import FrameDetections, PointSet
-from guava.tracking.fit.body import BodyObservation
+from guava.tracking.fit.body_terms import BodyObservation
 from guava.tracking.fit.face import FACE_LAYOUTS, FaceObservation
 from guava.tracking.lifting import Networks, lift_arms, lift_hand
 from guava.tracking.sequence import Keypoints

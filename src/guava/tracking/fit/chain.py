@@ -99,16 +99,35 @@ def pose_chain(
     return PosedChain(world, posed, points)
 
 
+def joint_motions(posed: PosedChain, axis_angle: Tensor, moving: Tensor) -> Tensor:
+    """(T, 6, 3 n) how everything below the joints ``moving`` moves with their axis-angle: angular velocity
+    w, then the velocity m of the point at the world's origin, so that a point p moves by w x p + m."""
+    axes = posed.rotations[:, moving] @ right_jacobian(axis_angle[:, moving])  # columns: angular velocities
+    moments = torch.linalg.cross(posed.joints[:, moving, :, None], axes, dim=2)  # -w x joint
+    frames = axes.shape[0]
+    return torch.cat(
+        [part.permute(0, 2, 1, 3).reshape(frames, 3, -1) for part in (axes, moments)], 1
+    )
+
+
+def point_jacobian(
+    skeleton: Skeleton, posed: PosedChain, motions: Tensor, moving: Tensor, points: Tensor
+) -> Tensor:
+    """Derivative (T, m, 3, 3 n) of some points (their indices, (m,)) by the axis-angle of the joints
+    ``moving``, whose ``motions`` are known. One matrix product a frame, however many joints there are."""
+    at = posed.points[:, points]
+    frames, count = at.shape[:2]
+    eye = torch.eye(3, dtype=at.dtype).expand(frames, count, 3, 3)
+    by_motion = torch.cat([-skew(at), eye], -1)
+    moved = (by_motion.reshape(frames, 3 * count, 6) @ motions).reshape(frames, count, 3, -1)
+    below = skeleton.ancestry[points][:, moving].repeat_interleave(3, 1)
+    return moved.mul_(below[:, None])
+
+
 def rotation_jacobian(skeleton: Skeleton, posed: PosedChain, axis_angle: Tensor, moving: Tensor) -> Tensor:
-    """Derivative (T, N, 3, 3 n) of the points by the axis-angle of the n joints ``moving``."""
-    axes = posed.rotations[:, moving] @ right_jacobian(
-        axis_angle[:, moving]
-    )  # columns: world angular velocities
-    arm = posed.points[:, :, None] - posed.joints[:, None, moving]  # (T, N, n, 3)
-    turned = -skew(arm) @ axes[:, None]  # w x arm = -skew(arm) w
-    turned = turned * skeleton.ancestry[None, :, moving, None, None]
-    frames, count = arm.shape[:2]
-    return turned.permute(0, 1, 3, 2, 4).reshape(frames, count, 3, -1)
+    """Derivative (T, N, 3, 3 n) of all points by the axis-angle of the n joints ``moving``."""
+    motions = joint_motions(posed, axis_angle, moving)
+    return point_jacobian(skeleton, posed, motions, moving, torch.arange(posed.points.shape[1]))
 
 
 def rest_jacobian(skeleton: Skeleton, posed: PosedChain, joint_dirs: Tensor, point_dirs: Tensor) -> Tensor:
@@ -120,14 +139,28 @@ def rest_jacobian(skeleton: Skeleton, posed: PosedChain, joint_dirs: Tensor, poi
         joint_dirs: (K, 3, S).
         point_dirs: (N, 3, S).
     """
-    frames = posed.rotations.shape[0]
-    moved = [joint_dirs[0].expand(frames, -1, -1)]
+    every = torch.arange(posed.points.shape[1])
+    return carried_jacobian(skeleton, posed, joints_rest_jacobian(skeleton, posed, joint_dirs),
+                            joint_dirs, point_dirs, every)  # fmt: skip
+
+
+def joints_rest_jacobian(skeleton: Skeleton, posed: PosedChain, joint_dirs: Tensor) -> Tensor:
+    """Derivative (T, K, 3, S) of the joints by values that move the rest pose linearly."""
+    moved = [joint_dirs[0].expand(posed.rotations.shape[0], -1, -1)]
     for k in range(1, len(skeleton.parents)):
         parent = skeleton.parents[k]
         moved.append(moved[parent] + posed.rotations[:, parent] @ (joint_dirs[k] - joint_dirs[parent]))
-    stacked = torch.stack(moved, 1)
-    carrier = skeleton.attached
-    return stacked[:, carrier] + posed.rotations[:, carrier] @ (point_dirs - joint_dirs[carrier])
+    return torch.stack(moved, 1)
+
+
+def carried_jacobian(
+    skeleton: Skeleton, posed: PosedChain, joints_moved: Tensor, joint_dirs: Tensor, point_dirs: Tensor,
+    points: Tensor,
+) -> Tensor:  # fmt: skip
+    """Derivative (T, m, 3, S) of some points (their indices, (m,)), given that of all joints."""
+    carrier = skeleton.attached[points]
+    own = point_dirs[points] - joint_dirs[carrier]
+    return joints_moved[:, carrier] + posed.rotations[:, carrier] @ own
 
 
 def finger_joints(template: Template, side: str) -> list[int]:

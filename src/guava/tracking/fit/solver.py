@@ -13,6 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+STALLED = 1e-4
+"""Relative gain over several steps below which a fit goes nowhere any more."""
+
 
 @dataclass
 class NormalEquations:
@@ -53,21 +56,27 @@ class NormalEquations:
         shared_jacobian: Tensor | None = None,
         *,
         rows: slice = slice(None),
+        columns: Tensor | None = None,
         cost: Tensor | None = None,
     ) -> None:
-        """Add residuals (n, M), already divided by their spreads, with Jacobians (n, M, P) and (n, M, S).
+        """Add residuals (n, M), already divided by their spreads, with Jacobians (n, M, C) and (n, M, S).
 
         Args:
-            residual, frame_jacobian, shared_jacobian: Of the frames ``rows``.
+            residual, frame_jacobian, shared_jacobian: Of the frames ``rows``; the derivatives may be in
+                single precision.
             rows: Which frames (n of the T).
+            columns: (C,) the frame values that the residuals depend on; all P if left out.
             cost: () the true cost where robust weights have been folded into the residuals.
         """
         self.cost = self.cost + (0.5 * residual.square().sum() if cost is None else cost)
+        residual = residual.to(frame_jacobian.dtype)
         transposed = frame_jacobian.transpose(1, 2)
-        self.frame_gradient[rows] += (transposed @ residual[..., None])[..., 0]
-        self.frame_hessian[rows] += transposed @ frame_jacobian
+        at = slice(None) if columns is None else columns
+        square = (slice(None), at) if columns is None else (slice(None), columns[:, None], columns[None])
+        self.frame_gradient[rows][:, at] += (transposed @ residual[..., None])[..., 0]
+        self.frame_hessian[rows][square] += transposed @ frame_jacobian
         if shared_jacobian is not None:
-            self.cross_hessian[rows] += transposed @ shared_jacobian
+            self.cross_hessian[rows][:, at] += transposed @ shared_jacobian
             flat = shared_jacobian.reshape(-1, shared_jacobian.shape[-1])
             self.shared_gradient += flat.T @ residual.reshape(-1)
             self.shared_hessian += flat.T @ flat
@@ -198,19 +207,23 @@ def _solve(
 def _solve_tridiagonal(diagonal: Tensor, smoothness: Smoothness, free: Tensor, right: Tensor) -> Tensor:
     """Block Thomas algorithm; the off-diagonal blocks are diagonal matrices."""
     frames = diagonal.shape[0]
-    off = [-smoothness.links[t] * smoothness.precision * free[t] * free[t + 1] for t in range(frames - 1)]
-    factors, reduced = [], []
+    # (T - 1, P): nothing couples frames across cuts, where whole blocks of it are zero.
+    off = -smoothness.links[:, None] * smoothness.precision * free[:-1] * free[1:]
+    coupled = (off != 0).any(1).tolist()
+    inverses, reduced = [], []
     for t in range(frames):
         block, value = diagonal[t], right[t]
-        if t:
-            inverse_off = torch.cholesky_solve(torch.diag(off[t - 1]), factors[-1])
-            block = block - off[t - 1][:, None] * inverse_off
-            value = value - off[t - 1][:, None] * reduced[-1]
-        factors.append(torch.linalg.cholesky(block))
-        reduced.append(torch.cholesky_solve(value, factors[-1]))
+        if t and coupled[t - 1]:
+            link = off[t - 1]
+            block = block - link[:, None] * inverses[-1] * link
+            value = value - link[:, None] * reduced[-1]
+        # The blocks are well damped, and their inverses are needed whole.
+        inverses.append(torch.cholesky_inverse(torch.linalg.cholesky(block)))
+        reduced.append(inverses[-1] @ value)
     solved: list[Tensor] = [reduced[-1]]
     for t in range(frames - 2, -1, -1):
-        solved.append(reduced[t] - torch.cholesky_solve(off[t][:, None] * solved[-1], factors[t]))
+        ahead = inverses[t] @ (off[t][:, None] * solved[-1]) if coupled[t] else 0
+        solved.append(reduced[t] - ahead)
     return torch.stack(solved[::-1])
 
 
@@ -231,6 +244,7 @@ def minimise(
     smoothness: Smoothness | None = None,
     bounds: Bounds | None = None,
     damping: float = 1e-3,
+    patience: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Levenberg-Marquardt with box bounds (projected, active set).
 
@@ -241,6 +255,8 @@ def minimise(
         smoothness: Coupling of neighbouring frames.
         bounds: Of the frame values.
         damping: At the start, relative to the Hessian's diagonal.
+        patience: Ends when that many steps together gained less than a ten-thousandth of the cost; None never
+            for that reason.
 
     Returns:
         The best frame and shared values found. Deterministic.
@@ -253,7 +269,12 @@ def minimise(
         return equations
 
     equations = evaluate(frame_values, shared_values)
+    costs = [float(equations.cost)]
     for _ in range(iterations):
+        if costs[-1] <= 0:
+            break
+        if patience and len(costs) > patience and costs[-1 - patience] - costs[-1] < STALLED * costs[-1]:
+            break
         free = torch.ones_like(frame_values)
         if bounds is not None:
             gradient = equations.frame_gradient
@@ -263,6 +284,7 @@ def minimise(
             step, shared_step = _solve(equations, smoothness, damping, free)
         except torch.linalg.LinAlgError:
             damping = max(damping * 10, 1e-6)
+            costs.append(costs[-1])
             continue
         tried = frame_values + step
         if bounds is not None:
@@ -281,4 +303,5 @@ def minimise(
             damping = max(damping * 8, 1e-5)
             if damping > 1e6:
                 break
+        costs.append(float(equations.cost))
     return frame_values, shared_values
