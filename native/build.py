@@ -573,7 +573,11 @@ def main() -> int:
     parser.add_argument("--sanitize", default="", help="address,undefined or thread (with --unit-tests)")
     parser.add_argument("--unit-tests", action="store_true", help="the program of native/tests, no library")
     parser.add_argument("--requirements", action="store_true", help="print what pip must install, and stop")
+    parser.add_argument("--ziglang", action="store_true", help="print which ziglang to install, and stop")
     arguments = parser.parse_args()
+    if arguments.ziglang:
+        print(ZIGLANG)
+        return 0
     try:
         target = parse_target(arguments.target) if arguments.target else None
         if arguments.requirements:
