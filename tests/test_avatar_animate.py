@@ -148,6 +148,43 @@ def test_coarse_shows_the_first_channels_without_weights(avatar, template):
         animator.refine(torch.zeros(4, 4, 3), torch.zeros(4, 4))
 
 
+@pytest.mark.parametrize("refined", [False, True])
+@pytest.mark.parametrize("size", [SIDE, 40])
+def test_frames_are_renders_over_a_background(avatar, template, refined, size):
+    """The fast way, which works in the same memory again and again, draws the same pictures."""
+    torch.manual_seed(0)
+    refiner = build_refiner(tiny_config("lite"))
+    nn.init.normal_(refiner.last.weight, std=0.05)
+    options = {"refiner": refiner} if refined else {"coarse": True}
+    fast, plain = (Animator(avatar, template, **options) for _ in range(2))
+    camera = avatar.source.camera.resized(size, size)
+    picture = torch.rand(size, size, 3, generator=torch.Generator().manual_seed(1))
+    out, before = torch.zeros(size, size, 3, dtype=torch.uint8), None
+    elbow = template.joint("left_elbow")
+    for turn, supersample, background in ((0.0, 1, (1.0, 1.0, 1.0)), (0.9, 2, picture), (0.3, 1, picture)):
+        joints = avatar.source.pose.joints.clone()
+        joints[0, elbow, 1] -= turn
+        pose = replace(avatar.source.pose, joints=joints)
+        assert fast.frame(pose, camera, supersample, background, out) is out
+        wanted = over(plain.render(pose, camera, supersample), background)
+        assert (out.int() - wanted.int()).abs().max() <= 1
+        assert before is None or not torch.equal(out, before)
+        before = out.clone()
+    assert "convert" in fast.seconds and fast.frames == 3
+
+
+def test_what_is_handed_out_is_not_drawn_over(avatar, template):
+    animator = Animator(avatar, template, refiner=Recorder())
+    pose = avatar.source.pose
+    other = replace(pose, translation=pose.translation + 0.2)
+    posed, drawn, picture = animator.pose(pose), animator.splat(pose), animator.render(pose)
+    kept = [t.clone() for t in (posed.means, drawn.features, drawn.alpha, drawn.inverse_depth, picture)]
+    animator.frame(other)
+    animator.splat(other)
+    again = (posed.means, drawn.features, drawn.alpha, drawn.inverse_depth, picture)
+    assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
+
+
 @pytest.mark.parametrize("preset", ["official", "lite"])
 def test_real_refiners_noise_and_precision(avatar, template, preset):
     torch.manual_seed(0)
@@ -223,10 +260,14 @@ def test_commands_show_a_networks_avatar(folder, monkeypatch, capsys):
     fine, coarse = (np.asarray(Image.open(folder / n), float) for n in ("x.png", "c.png"))
     assert fine.shape == (96, 96, 3) and 0 < np.abs(fine - coarse).mean() < 16
     command = "animate a.guava --motion idle --seconds 0.1 --size 64"
-    assert main([*command.split(), "-o", "v.mp4", "--precision", "bf16", "--profile"]) == 0
+    assert main([*command.split(), "-o", "v.mp4", "--precision", "bf16"]) == 0
     told = capsys.readouterr().err
-    assert all(f"{stage} " in told for stage in ("body", "pose", "splat", "refine"))
-    assert json.loads((folder / "v.mp4.json").read_text())["settings"]["precision"] == "bf16"
+    stages = ("body", "pose", "splat", "refine", "convert")
+    assert all(f"{stage} " in told for stage in stages) and "encoding" in told
+    beside = json.loads((folder / "v.mp4.json").read_text())
+    assert beside["settings"]["precision"] == "bf16"
+    assert list(beside["speed"]["ms_per_frame"]) == sorted(stages)
+    assert beside["speed"]["frames_per_second_without_encoding"] > 0
     capsys.readouterr()
     assert main(["render", "a.guava", "-o", "x.png", "--weights", "nobody.weights"]) == 2
     assert "nobody.weights" in capsys.readouterr().err

@@ -253,15 +253,15 @@ def test_device_that_is_full(avatar):
 def test_interruption_leaves_nothing(folder, capsys, monkeypatch):
     before = sorted(os.listdir(folder))
     arguments = ["animate", "a.guava", "-o", "x.mp4", "--size", "64", "--seconds", "0.2"]
-    render, calls = Animator.render, []
+    frame, calls = Animator.frame, []
 
-    def interrupted(self, *rest):
+    def interrupted(self, *rest, **options):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return render(self, *rest)
+        return frame(self, *rest, **options)
 
-    monkeypatch.setattr(Animator, "render", interrupted)
+    monkeypatch.setattr(Animator, "frame", interrupted)
     assert main(arguments) == 130
     assert "interrupted" in capsys.readouterr().err
     assert sorted(os.listdir(folder)) == before
@@ -270,10 +270,10 @@ def test_interruption_leaves_nothing(folder, capsys, monkeypatch):
 
 
 def test_bugs_are_called_bugs(folder, capsys, monkeypatch):
-    def bug(*_):
+    def bug(*_, **__):
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr(Animator, "render", bug)
+    monkeypatch.setattr(Animator, "frame", bug)
     arguments = ["render", "a.guava", "-o", "x.png", "--size", "64"]
     assert main(arguments) == 1
     assert "ZeroDivisionError" in capsys.readouterr().err

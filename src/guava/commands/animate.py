@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from guava.commands.console import bar, check_output, parse_color, say, warn, write_sidecar
+from guava.commands.console import check_output, parse_color, say, warn, write_sidecar
+from guava.commands.showing import FrameTimes, Showing, facts_of, open_animator, write_video
 
 if TYPE_CHECKING:
     from guava.avatar import Animator, Avatar
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Showing):
     """Make an avatar move, and write the video.
 
     The avatar keeps its shape; the motion gives pose, expression and gaze. Examples:
@@ -35,9 +36,6 @@ class Config:
     """The video to write (.mp4, .mov or .mkv). Beside it goes OUT.mp4.json, which says how it was made."""
     motion: str = "talk"
     """A clip of ours (talk, idle, wave) or a motion file, from guava track."""
-    template: str | None = None
-    """The body template that the avatar must belong to. Files find theirs by themselves; this only checks
-    it."""
     size: int = 512
     """Side of the video in pixels."""
     fps: float | None = None
@@ -67,18 +65,6 @@ class Config:
     takes the motion's stance as it is. "auto": the photo for our clips, the motion for motion files."""
     seed: int = 0
     """Another take of a clip of ours."""
-    weights: str | None = None
-    """Name or file of the weights that the avatar was made with, if they are not installed by that name."""
-    coarse: Annotated[bool, tyro.conf.arg(aliases=["--no-refiner"])] = False
-    """Show the Gaussians' own colours, without the refiner (of avatars that have one)."""
-    device: str = "cpu"
-    """Where everything runs: cpu or cuda."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the refiner."""
-    noise: int | None = None
-    """Seed of the random noise that the authors' refiner draws at every frame; without it there is none."""
-    profile: bool = False
-    """Print how long each stage took, a frame."""
 
 
 def run(config: Config) -> None:
@@ -105,7 +91,7 @@ def run(config: Config) -> None:
     else:
         performance, views = follow_driver(config, avatar, template)
     warn(performance.notes)
-    rate = render_video(
+    times = render_video(
         avatar,
         template,
         performance,
@@ -127,14 +113,13 @@ def run(config: Config) -> None:
         frames=count,
         fps=performance.fps,
         notes=list(performance.notes),
+        speed=times.facts(),
         **facts_of(animator),
     )
-    if config.profile:
-        for stage, spent in animator.seconds.items():
-            print(f"{stage:<14}{1000 * spent / animator.frames:7.1f} ms", file=sys.stderr)
+    print(times, file=sys.stderr, flush=True)
     say(
         f"{config.output}: {count} frame{'s' * (count > 1)}, {count / performance.fps:.1f} s; rendered at "
-        f"{rate:.1f} frames/s"
+        f"{times.rate:.1f} frames/s"
     )
 
 
@@ -150,53 +135,6 @@ def refuse_framing(config, *names: str) -> None:
     for name in names:
         if getattr(config, name) != defaults[name]:
             raise InputError(f"--{name} does not go with --orbit official.", "Leave one of them out.")
-
-
-def open_animator(avatar: Avatar, template: Template, config) -> Animator:
-    """The avatar ready to be shown as the settings ``weights``, ``coarse``, ``device``, ``precision`` and
-    ``noise`` of ``config`` say; tells what is to be known of its network.
-
-    Raises:
-        InputError: Settings that do not fit the avatar.
-        GuavaError: Its refiner's weights are not there, or are others.
-    """
-    from guava.avatar import Animator
-    from guava.avatar.animate import PRECISIONS, find_device
-    from guava.errors import InputError
-
-    if avatar.refiner is None and config.weights is not None:
-        raise InputError("This avatar needs no weights to be shown.", "Leave out --weights.")
-    warn([note for note in avatar.provenance.notes if "RANDOM" in note])
-    refiner = None
-    if config.weights is not None and not config.coarse:
-        from guava.model.generate import load_refiner
-
-        refiner = load_refiner(avatar, config.weights)
-        refiner = refiner.to(find_device(config.device), PRECISIONS[config.precision])
-    return Animator(
-        avatar,
-        template,
-        refiner=refiner,
-        coarse=config.coarse,
-        device=config.device,
-        precision=config.precision,
-        noise=config.noise,
-    )
-
-
-def facts_of(animator: Animator) -> dict[str, Any]:
-    """What a result's sidecar says of the avatar and how it was shown."""
-    avatar = animator.avatar
-    baked = avatar.provenance.baked
-    return {
-        "generator": avatar.provenance.generator,
-        "refiner": None if animator.refiner is None else asdict(avatar.refiner),
-        "baked": baked and {"weights": baked.weights, "hash": baked.hash, "mean": baked.mean},
-        "template": animator.template.name,
-        "template_hash": avatar.template_hash,
-        "source_sha256": avatar.source.sha256,
-        "synthetic_media": True,
-    }
 
 
 def find_motion(name: str, template: Template, seed: int = 0) -> tuple[Motion, Literal["photo", "motion"]]:
@@ -298,16 +236,15 @@ def render_video(
     orbit: str = "none",
     frame: str = "photo",
     views: list[Camera] | None = None,
-) -> float:
-    """Render and encode, frame by frame; returns frames a second. ``animator`` is made without it; ``orbit``
-    and ``frame`` are those of :class:`Config`; ``views``, one camera a frame, take the place of both and of
-    the angles."""
-    from guava.avatar import Animator, over
-    from guava.avatar.framing import framing, pivot, samples
+) -> FrameTimes:
+    """Render and encode, frame by frame; returns what it cost. ``animator`` is made without it; ``orbit`` and
+    ``frame`` are those of :class:`Config`; ``views``, one camera a frame, take the place of both and of the
+    angles."""
+    from guava.avatar import Animator
+    from guava.avatar.framing import framing, pivot
     from guava.avatar.views import RELEASE_DYNAMIC_FRAMES, avatar_release_orbit, turntable
     from guava.avatar.views import orbit as orbited
     from guava.commands.render import frame_view
-    from guava.photo import VideoWriter
 
     animator = animator or Animator(avatar, template)
     count = performance.pose.joints.shape[0]
@@ -325,13 +262,13 @@ def render_video(
             period = RELEASE_DYNAMIC_FRAMES
             swing = (avatar_release_orbit(avatar, template, period, t) for t in range(period))
             views = [view.resized(size, size) for view in swing]
-    with VideoWriter(output, performance.fps, (views[0].width, views[0].height)) as writer:
-        with bar(range(count), desc=description, unit="frame") as frames:
-            for t in frames:
-                view = views[t % len(views)]
-                pose = performance.pose[t : t + 1]
-                drawn = animator.render(pose, view, samples(view, pose))
-                writer.write(over(drawn, background).numpy())
-            rate = count / max(frames.format_dict["elapsed"], 1e-9)
-    warn(writer.notes)
-    return rate
+    return write_video(
+        animator,
+        ((performance.pose[t : t + 1], views[t % len(views)]) for t in range(count)),
+        count,
+        output,
+        fps=performance.fps,
+        size=(views[0].width, views[0].height),
+        background=background,
+        description=description,
+    )

@@ -215,7 +215,7 @@ def contact_sheet(pixels: np.ndarray, avatar: Avatar, template: Template, cell: 
     import numpy as np
     import torch
 
-    from guava.avatar import Animator, over
+    from guava.avatar import Animator
     from guava.avatar.framing import framing, photo_camera, pivot, samples
     from guava.avatar.views import orbit
     from guava.commands.overlay import mesh_over
@@ -248,7 +248,7 @@ def contact_sheet(pixels: np.ndarray, avatar: Avatar, template: Template, cell: 
     ]
 
     def draw(pose: Pose, view) -> np.ndarray:
-        return over(animator.render(pose, view, samples(view, pose))).numpy()
+        return animator.frame(pose, view, samples(view, pose)).numpy()
 
     made = [label(panel(), text) for text, panel in bar(panels, desc="contact sheet", unit="panel")]
     rows = [np.concatenate(made[i : i + 5], 1) for i in range(0, len(made), 5)]

@@ -19,6 +19,11 @@ from guava.errors import GuavaError
 
 VERBS = ("demo", "track", "reconstruct", "bake", "animate", "render", "doctor", "assets", "weights", "data")
 
+# Else the threads of torch's OpenMP spin for some 10 ms after every operation, on cores that the native
+# kernels, the encoder or other programs need; where those are busy, that doubles the time of a frame. It is
+# read once, when torch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 _ABOUT = """One photo of a person in; an animatable avatar of 3D Gaussians out.
 
   guava demo                                        see it work, on a photo that comes along

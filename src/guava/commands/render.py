@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from guava.commands.console import bar, check_output, parse_color, say, warn, write_sidecar
+from guava.commands.console import check_output, parse_color, say, stage_bar, warn, write_sidecar
+from guava.commands.showing import FrameTimes, Showing, facts_of, open_animator, write_video
 from guava.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Showing):
     """Draw an avatar: in the photo's pose, at rest, or at a moment of a motion; from any side.
 
     Examples:
@@ -52,9 +53,6 @@ class Config:
     """Degrees that the camera moves to its right, round the head."""
     pitch: float = 0.0
     """Degrees that the camera moves up."""
-    template: str | None = None
-    """The body template that the avatar must belong to. Files find theirs by themselves; this only checks
-    it."""
     size: int = 512
     """Side of the picture in pixels."""
     background: str = "white"
@@ -72,22 +70,12 @@ class Config:
     frame: Literal["photo", "round", "body"] = "photo"
     """What the picture holds: "photo" what the photo showed, from where it was taken; "round" the same, with
     room for every side and angle; "body" the whole body, what nobody saw included."""
-    weights: str | None = None
-    """Name or file of the weights that the avatar was made with, if they are not installed by that name."""
-    coarse: Annotated[bool, tyro.conf.arg(aliases=["--no-refiner"])] = False
-    """Show the Gaussians' own colours, without the refiner (of avatars that have one)."""
-    device: str = "cpu"
-    """Where everything runs: cpu or cuda."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the refiner."""
-    noise: int | None = None
-    """Seed of the random noise that the authors' refiner draws at every frame; without it there is none."""
 
 
 def run(config: Config) -> None:
     """Draw and save."""
     from guava.avatar import open_avatar
-    from guava.commands.animate import facts_of, open_animator, refuse_framing
+    from guava.commands.animate import refuse_framing
 
     if config.output is None and config.turntable is None:
         raise InputError("Nothing to write.", "Give -o OUT.png, --turntable OUT.mp4, or both.")
@@ -113,11 +101,13 @@ def run(config: Config) -> None:
     pose = find_pose(config.pose, config.time, avatar, template, config.arms)
     facts = facts_of(animator)
     if config.output is not None:
-        _picture(config, animator, template, pose, background, clear)
+        with stage_bar("render") as progress:
+            progress("drawing", 0, 1)
+            _picture(config, animator, template, pose, background, clear)
         write_sidecar(config.output, "render", config, **facts)
         say(f"{config.output}")
     if config.turntable is not None:
-        render_turntable(
+        times = render_turntable(
             avatar,
             template,
             pose,
@@ -130,14 +120,15 @@ def run(config: Config) -> None:
             orbit=config.orbit,
             frame=config.frame,
         )
-        write_sidecar(config.turntable, "render", config, **facts)
+        write_sidecar(config.turntable, "render", config, speed=times.facts(), **facts)
         say(f"{config.turntable}")
 
 
 def _picture(
     config: Config, animator: Animator, template: Template, pose: Pose, background: tuple, clear: bool
 ) -> None:
-    from guava.avatar import over
+    from functools import partial
+
     from guava.avatar.framing import samples
     from guava.avatar.views import orbit
     from guava.photo import load_photo, save_image
@@ -154,8 +145,8 @@ def _picture(
     camera, center = frame_view(animator, template, pose, config.size, config.frame, poses)
     if config.yaw or config.pitch:
         camera = orbit(camera, center, config.yaw, config.pitch)
-    drawn = animator.render(pose, camera, samples(camera, pose))
-    save_image(config.output, drawn.numpy() if clear else over(drawn, background).numpy())
+    draw = animator.render if clear else partial(animator.frame, background=background)
+    save_image(config.output, draw(pose, camera, samples(camera, pose)).numpy())
 
 
 def frame_view(
@@ -261,13 +252,11 @@ def render_turntable(
     animator: Animator | None = None,
     orbit: str = "round",
     frame: str = "photo",
-) -> None:
-    """A video in which the camera moves and the pose does not; ``orbit`` and ``frame`` as in
-    :class:`Config`."""
-    from guava.avatar import Animator, over
-    from guava.avatar.framing import samples
+) -> FrameTimes:
+    """A video in which the camera moves and the pose does not, and what it cost; ``orbit`` and ``frame`` as
+    in :class:`Config`."""
+    from guava.avatar import Animator
     from guava.avatar.views import RELEASE_STATIC_FRAMES, avatar_release_orbit, turntable
-    from guava.photo import VideoWriter
 
     if seconds <= 0:
         raise InputError(f"--seconds {seconds:g} is not a length.")
@@ -279,7 +268,13 @@ def render_turntable(
         count = max(2, round(seconds * fps))
         camera, center = frame_view(animator, template, pose, size, frame)
         views = turntable(camera, center, count, pitch)
-    with VideoWriter(output, fps, (size, size)) as writer:
-        for view in bar(views, desc=description, unit="frame", total=count):
-            writer.write(over(animator.render(pose, view, samples(view, pose)), background).numpy())
-    warn(writer.notes)
+    return write_video(
+        animator,
+        ((pose, view) for view in views),
+        count,
+        output,
+        fps=fps,
+        size=(size, size),
+        background=background,
+        description=description,
+    )
