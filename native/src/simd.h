@@ -52,7 +52,9 @@ GUAVA_INLINE vf load(const float *p) { return *reinterpret_cast<const vf_unalign
 GUAVA_INLINE void store(float *p, vf x) { *reinterpret_cast<vf_unaligned *>(p) = x; }
 GUAVA_INLINE void store(int32_t *p, vi x) { *reinterpret_cast<vi_unaligned *>(p) = x; }
 GUAVA_INLINE vi as_int(vf x) { return reinterpret_cast<vi>(x); }
+GUAVA_INLINE vu as_bits(vf x) { return reinterpret_cast<vu>(x); } // unsigned, so that sums may wrap
 GUAVA_INLINE vf as_float(vi x) { return reinterpret_cast<vf>(x); }
+GUAVA_INLINE vf as_float(vu x) { return reinterpret_cast<vf>(x); }
 GUAVA_INLINE vi truncate(vf x) { return __builtin_convertvector(x, vi); }
 GUAVA_INLINE vf to_float(vi x) { return __builtin_convertvector(x, vf); }
 
@@ -65,6 +67,7 @@ GUAVA_INLINE vm both(vm a, vm b) { return (vm)(a & b); }
 GUAVA_INLINE vm either(vm a, vm b) { return (vm)(a | b); }
 GUAVA_INLINE vf select(vm m, vf a, vf b) { return (vf)_mm512_mask_blend_ps(m, (__m512)b, (__m512)a); }
 GUAVA_INLINE vf keep(vm m, vf a) { return (vf)_mm512_maskz_mov_ps(m, (__m512)a); }
+GUAVA_INLINE vi keep(vm m, vi a) { return (vi)_mm512_maskz_mov_epi32(m, (__m512i)a); }
 GUAVA_INLINE uint32_t bits(vm m) { return m; }
 GUAVA_INLINE vf minimum(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
 GUAVA_INLINE vf maximum(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
@@ -80,6 +83,7 @@ GUAVA_INLINE vm less_equal(vf a, vf b) { return a <= b; }
 GUAVA_INLINE vm both(vm a, vm b) { return a & b; }
 GUAVA_INLINE vm either(vm a, vm b) { return a | b; }
 GUAVA_INLINE vf keep(vm m, vf a) { return as_float(m & as_int(a)); }
+GUAVA_INLINE vi keep(vm m, vi a) { return m & a; }
 
 #if defined(__AVX2__)
 GUAVA_INLINE vf select(vm m, vf a, vf b) { return (vf)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)m); }
@@ -153,15 +157,15 @@ GUAVA_INLINE vf exp2(vf x) {
     p = p * r + 2.40226507e-1f;
     p = p * r + 6.93147181e-1f;
     p = p * r + 1.0f;
-    return as_float(as_int(p) + (as_int(shifted) << 23));
+    return as_float(as_bits(p) + (as_bits(shifted) << 23));
 }
 
 // log2(x) for normal x > 0, absolute error < 2e-7 around 1: x = 2^e m with m in [sqrt(1/2), sqrt(2)), and
 // ln m = 2 atanh(s), s = (m - 1) / (m + 1), |s| < 0.172.
 GUAVA_INLINE vf log2(vf x) {
-    const int32_t sqrt_half = 0x3f3504f3;
-    vi exponent = (as_int(x) - sqrt_half) >> 23;
-    vf m = as_float(as_int(x) - (exponent << 23));
+    const uint32_t sqrt_half = 0x3f3504f3;
+    vi exponent = (vi)(as_bits(x) - sqrt_half) >> 23;
+    vf m = as_float(as_bits(x) - ((vu)exponent << 23));
     vf s = (m - 1.0f) / (m + 1.0f), t = s * s;
     const float c = 2.8853900817779268f; // 2 / ln 2
     vf series = splat(c / 9);

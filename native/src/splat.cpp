@@ -46,7 +46,7 @@ Kernels kernels_of(const Context &context) {
 }
 
 constexpr int kMaxSize = 1 << 19;   // pixels a side: tiles are counted in 16 bits
-constexpr int64_t kTileGrain = 4;   // tiles that a thread takes at once
+constexpr int64_t kTileGrain = 8; // tiles in a row that a thread takes at once: they share Gaussians
 constexpr int kChannelLimit = 1 << 20;
 // Gradients of pairs that are held at once; a crowded tile may need more.
 constexpr int64_t kBandBytes = int64_t{192} << 20;

@@ -169,7 +169,10 @@ void blend_block(
                 }
             }
             if (kFused < 0) {
-                rows.features[rows.count] = job.features + (size_t)g.id * (size_t)layout.channels;
+                const float *features = job.features + (size_t)g.id * (size_t)layout.channels;
+                __builtin_prefetch(features);
+                __builtin_prefetch(reinterpret_cast<const char *>(features) + kLine);
+                rows.features[rows.count] = features;
                 rows.count += drawn != 0;
                 if (rows.count == kRows) {
                     counts.weights += kRows * kBlockPixels;
@@ -284,7 +287,9 @@ void begin_tile(Scratch &s, const TilePlace &tile) {
 }
 
 template <int kFused>
-void blend_tile(const BlendJob &job, Scratch &s, int64_t tile, bool streamed, BlendCounts &counts) {
+void blend_tile(
+    const BlendJob &job, Scratch &s, int64_t tile, int64_t tile_end, bool streamed, BlendCounts &counts
+) {
     const SplatConstants &k = *job.constants;
     const TilePlace place = place_of(k, tile);
     const uint32_t begin = job.starts[tile], end = job.starts[tile + 1];
@@ -296,6 +301,7 @@ void blend_tile(const BlendJob &job, Scratch &s, int64_t tile, bool streamed, Bl
     const size_t block_sums = (size_t)layout.channels * kBlockPixels;
     begin_tile(s, place);
     const bool several = end - begin > kBatch;
+    NextTile next = next_tile(job.records, job.features, k.channels, job.starts, job.ids, tile, tile_end);
     for (uint32_t first = begin; first < end; first += kBatch) {
         const uint32_t count = end - first < kBatch ? end - first : kBatch;
         const bool last = first + count == end;
@@ -306,6 +312,7 @@ void blend_tile(const BlendJob &job, Scratch &s, int64_t tile, bool streamed, Bl
                 for (int c = 0; c < kFused; ++c)
                     s.fused_features[j][c] = job.features[(size_t)job.ids[first + j] * kFused + c];
         for (int block = 0; block < kTileBlocks; ++block) {
+            next.fetch_part(block);
             if (block % 4 * kBlock >= place.width || block / 4 * kBlock >= place.height) continue;
             float *sums = s.sums + (several ? (size_t)block * block_sums : 0);
             if (first == begin) __builtin_memset(sums, 0, sizeof(float) * block_sums);
@@ -320,12 +327,12 @@ void blend(const BlendJob *job, int64_t tile_begin, int64_t tile_end, void *scra
     Scratch &s = *static_cast<Scratch *>(scratch);
     const bool streamed = streamable(*job);
     for (int64_t tile = tile_begin; tile < tile_end; ++tile) switch (job->constants->channels) {
-        case 0: blend_tile<0>(*job, s, tile, streamed, *counts); break;
-        case 1: blend_tile<1>(*job, s, tile, streamed, *counts); break;
-        case 2: blend_tile<2>(*job, s, tile, streamed, *counts); break;
-        case 3: blend_tile<3>(*job, s, tile, streamed, *counts); break;
-        case 4: blend_tile<4>(*job, s, tile, streamed, *counts); break;
-        default: blend_tile<-1>(*job, s, tile, streamed, *counts);
+        case 0: blend_tile<0>(*job, s, tile, tile_end, streamed, *counts); break;
+        case 1: blend_tile<1>(*job, s, tile, tile_end, streamed, *counts); break;
+        case 2: blend_tile<2>(*job, s, tile, tile_end, streamed, *counts); break;
+        case 3: blend_tile<3>(*job, s, tile, tile_end, streamed, *counts); break;
+        case 4: blend_tile<4>(*job, s, tile, tile_end, streamed, *counts); break;
+        default: blend_tile<-1>(*job, s, tile, tile_end, streamed, *counts);
         }
     finish_streams();
 }

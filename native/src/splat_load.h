@@ -1,4 +1,4 @@
-// Loading kLanes rows of three or four floats as three or four vectors. For *_isa.cpp.
+// Between kLanes rows of three, four or eight floats and as many vectors. For *_isa.cpp.
 #pragma once
 
 #include "simd.h"
@@ -50,6 +50,50 @@ GUAVA_INLINE void load_rows_of_four(const float *p, vf out[4]) {
     out[2] = every<2, 1>(even_low, even_high, lanes);
     out[1] = every<2, 0>(odd_low, odd_high, lanes);
     out[3] = every<2, 1>(odd_low, odd_high, lanes);
+}
+
+// Elements I / 2 of a and b by turns, from the given one on.
+template <int From, int... I>
+GUAVA_INLINE vf by_turns(vf a, vf b, Sequence<I...>) {
+    return __builtin_shufflevector(a, b, (From + I / 2 + I % 2 * kLanes)...);
+}
+
+// Separates even from odd components three times.
+GUAVA_INLINE void load_rows_of_eight(const float *p, vf out[8]) {
+    typename Count<kLanes>::type lanes;
+    vf even[4], odd[4];
+    for (int i = 0; i < 4; ++i) {
+        vf a = load(p + 2 * i * kLanes), b = load(p + (2 * i + 1) * kLanes);
+        even[i] = every<2, 0>(a, b, lanes);
+        odd[i] = every<2, 1>(a, b, lanes);
+    }
+    vf *halves[2] = {even, odd};
+    for (int h = 0; h < 2; ++h) {
+        const vf *v = halves[h];
+        vf e0 = every<2, 0>(v[0], v[1], lanes), e1 = every<2, 0>(v[2], v[3], lanes);
+        vf o0 = every<2, 1>(v[0], v[1], lanes), o1 = every<2, 1>(v[2], v[3], lanes);
+        out[h] = every<2, 0>(e0, e1, lanes);
+        out[h + 4] = every<2, 1>(e0, e1, lanes);
+        out[h + 2] = every<2, 0>(o0, o1, lanes);
+        out[h + 6] = every<2, 1>(o0, o1, lanes);
+    }
+}
+
+GUAVA_INLINE void store_rows_of_eight(float *p, const vf in[8]) {
+    typename Count<kLanes>::type lanes;
+    vf halves[2][4];
+    for (int h = 0; h < 2; ++h) {
+        vf e0 = by_turns<0>(in[h], in[h + 4], lanes), e1 = by_turns<kLanes / 2>(in[h], in[h + 4], lanes);
+        vf o0 = by_turns<0>(in[h + 2], in[h + 6], lanes), o1 = by_turns<kLanes / 2>(in[h + 2], in[h + 6], lanes);
+        halves[h][0] = by_turns<0>(e0, o0, lanes);
+        halves[h][1] = by_turns<kLanes / 2>(e0, o0, lanes);
+        halves[h][2] = by_turns<0>(e1, o1, lanes);
+        halves[h][3] = by_turns<kLanes / 2>(e1, o1, lanes);
+    }
+    for (int i = 0; i < 4; ++i) {
+        store(p + 2 * i * kLanes, by_turns<0>(halves[0][i], halves[1][i], lanes));
+        store(p + (2 * i + 1) * kLanes, by_turns<kLanes / 2>(halves[0][i], halves[1][i], lanes));
+    }
 }
 
 } // namespace
