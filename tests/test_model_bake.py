@@ -18,7 +18,7 @@ from guava.commands.main import main
 from guava.errors import InputError
 from guava.model import bake as baking
 from guava.model import reconstruct
-from guava.model.bake import BakeConfig, BakePose, bake, bake_cameras, baked_avatar, compare
+from guava.model.bake import FITTED, BakeConfig, BakePose, bake, bake_cameras, baked_avatar, compare
 from guava.model.weights import list_weights
 
 SIZE = 64
@@ -75,7 +75,8 @@ def avatar(template) -> Avatar:
 
 @pytest.fixture(scope="module")
 def baked(avatar, template):
-    return bake(avatar, template, TrueColors(), QUICK)
+    config = replace(QUICK, fitted=FITTED[::2], iterations=16, prior=1e-3)
+    return bake(avatar, template, TrueColors(), config)
 
 
 def test_known_colours_are_recovered_in_unseen_poses(baked, avatar):
@@ -102,13 +103,13 @@ def test_conjugate_gradients_and_adam_agree(avatar, template):
     ]
     frames = [replace(f, target=_shrunk(f.target, f.camera.width)) for f in frames]
     whole = baking._Scene(frames, coarse.gaussians.opacities, coarse.conventions, "auto")
-    prior, weight = torch.full_like(coarse.gaussians.features[:, :3], 0.5), 0.5
-    solved = baking.solve_colors(whole, prior, prior, weight, 40)
+    prior, weight = torch.full_like(coarse.gaussians.features[:, :3], 0.5), 1.0
+    solved = baking.solve_colors(whole, prior, prior, weight, 30)
 
     colors = prior.clone().requires_grad_()
     optimizer = torch.optim.Adam([colors], lr=0.03)
-    for step in range(300):
-        optimizer.param_groups[0]["lr"] = 0.03 * 0.98**step
+    for step in range(150):
+        optimizer.param_groups[0]["lr"] = 0.03 * 0.96**step
         error = weight * (colors - prior).square().sum()
         for frame in frames:
             error = error + (whole.draw(frame, colors)[0] - frame.target[..., :3]).square().sum()

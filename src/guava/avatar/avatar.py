@@ -84,8 +84,8 @@ class BakeReport:
         """For people."""
         return (
             f"Baked from the refiner of '{self.weights}' ({self.hash[:12]}): {self.mean:.1f} dB from its "
-            f"pictures in {sum(map(len, self.psnr))} unfitted views, {self.worst:.1f} dB at worst; the coarse "
-            f"RGB was at {self.mean - self.gain:.1f} dB."
+            f"pictures in {sum(map(len, self.psnr))} unfitted views, {self.worst:.1f} dB at worst; the "
+            f"coarse RGB was at {self.mean - self.gain:.1f} dB."
         )
 
 
