@@ -50,20 +50,34 @@ def stage_bar(description: str, *, eta: bool = False) -> Iterator:
     with bar(total=1, desc=description, bar_format=layout) as shown:
         pause = 0.1 if sys.stderr.isatty() else 5.0
         drawn = [time.monotonic() - pause, ""]
+        began = [0.0, 0]
 
         def progress(stage: str, done: int, total: int) -> None:
-            if stage == drawn[1] and time.monotonic() - drawn[0] < pause:
+            now = time.monotonic()
+            if stage != drawn[1]:
+                began[:] = [now, done]
+            elif now - drawn[0] < pause and done < total:
                 return
             shown.total, shown.n = max(total, 1), done
             counted = not eta and 12 < total < 10**6  # frames, not bytes
-            shown.set_postfix_str(f"{stage} {done}/{total}" if counted else stage, refresh=False)
+            text = f"{stage} {done}/{total}" if counted else stage
+            if counted and done > began[1] and now > began[0]:
+                rate = (done - began[1]) / (now - began[0])
+                text += f", {rate:.1f} frames/s, {clock_time((total - done) / rate)} left"
+            shown.set_postfix_str(text, refresh=False)
             shown.refresh()
-            drawn[:] = [time.monotonic(), stage]
+            drawn[:] = [now, stage]
 
         yield progress
         shown.n = shown.total
         shown.set_postfix_str("")
         shown.refresh()
+
+
+def clock_time(seconds: float) -> str:
+    """``95`` -> "1:35"."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 def check_output(path: Path, *suffixes: str) -> Path:

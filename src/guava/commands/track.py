@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shutil
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -32,7 +34,8 @@ class Config:
     """Track a person: write their pose, expression, gaze and hands, frame by frame, as a motion.
 
     Nothing is dropped: frames in which nobody is seen stay in and are flagged, and a cut is never smoothed
-    over. Of several people the largest is followed. Examples:
+    over. Of several people the largest is followed. A job that is interrupted goes on where it was when the
+    same command is given again. Examples:
 
         guava track me.mp4 -o me.motion --overlay check.mp4
 
@@ -54,6 +57,8 @@ class Config:
     """What finds face, body and hands. "simcc" needs --detector-model."""
     detector_model: Path | None = None
     """A COCO-WholeBody SimCC ONNX file of yours (DWPose, RTMW), for --detector simcc."""
+    profile: bool = False
+    """Print how long each stage took (the file beside the result says so in any case)."""
 
 
 def run(config: Config) -> None:
@@ -117,15 +122,27 @@ def _video(config: Config) -> None:
     from guava.photo import VideoReader, VideoWriter
     from guava.tracking import TrackingConfig, track_video
     from guava.tracking.file import save_tracked
+    from guava.tracking.stages import StageClock
 
-    reader, template = VideoReader(config.input), load_template(config.template)
-    detector = open_detector(config.detector, config.detector_model)
+    clock = StageClock()
+    with clock("load"):
+        reader, template = VideoReader(config.input), load_template(config.template)
+        detector = open_detector(config.detector, config.detector_model)
     settings = TrackingConfig(detector=config.detector)
+    cache = config.output.with_name(f".{config.output.name}.detections")
     with stage_bar("track") as progress:
         tracked = track_video(
-            config.input, config=settings, template=template, detector=detector, progress=progress
+            config.input,
+            config=settings,
+            template=template,
+            detector=detector,
+            progress=progress,
+            cache=cache,
         )
-    save_tracked(tracked, config.output, template=template)
+    with clock("write"):
+        save_tracked(tracked, config.output, template=template)
+    shutil.rmtree(cache, ignore_errors=True)
+    tracked = replace(tracked, stages={**tracked.stages, **clock.record()})
     _report(config, tracked, reader.notes)
     if not config.overlay:
         return
@@ -141,6 +158,8 @@ def _video(config: Config) -> None:
 def _report(config: Config, tracked, notes: tuple[str, ...]) -> None:
     import torch
 
+    from guava.tracking.stages import stage_table
+
     warn(dict.fromkeys((*notes, *tracked.quality.notes)))
     valid = int(tracked.valid.sum())
     face = float(torch.nanmean(tracked.quality.face_error))
@@ -154,7 +173,10 @@ def _report(config: Config, tracked, notes: tuple[str, ...]) -> None:
         frames=len(tracked),
         valid=valid,
         notes=list(dict.fromkeys((*notes, *tracked.quality.notes))),
+        stages=tracked.stages,
     )
+    if config.profile and tracked.stages:
+        print(stage_table(tracked.stages, len(tracked)), file=sys.stderr)
     shots = len(torch.unique(tracked.shots))
     say(
         f"{config.output}: {len(tracked)} frame{'s' * (len(tracked) > 1)}, {valid} with the person, "

@@ -6,12 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from guava.errors import NoPersonError
-from guava.photo import Photo, VideoReader
+from guava.photo import Photo, VideoFrame, VideoReader
+from guava.photo.ahead import read_ahead
+from guava.tracking.detection_cache import DetectionCache, SeenFrame
 from guava.tracking.detectors.base import Detector, FrameDetections, PersonDetection
 from guava.tracking.sequence import SourceMedia
-from guava.tracking.shots import find_cuts, thumbnail
+from guava.tracking.shots import number_shots
+from guava.tracking.stages import StageClock
 
 _SAME_PERSON = 0.27  # largest appearance distance at which two shots show the same person
 _MIN_CONFIDENCE = 0.3
@@ -102,6 +106,8 @@ def detect_video(
     progress: Callable[[int, int], None] | None = None,
     *,
     keep_masks: bool = False,
+    cache: DetectionCache | None = None,
+    clock: StageClock | None = None,
 ) -> DetectedClip:
     """Follow one person through a clip: the largest of the first shot that shows one.
 
@@ -110,62 +116,135 @@ def detect_video(
     similar colours; otherwise the followed person is absent there.
 
     Args:
-        reader: The video; read twice (once for the cuts).
+        reader: The video; read once, a few frames ahead and in a thread of its own if torch may use several.
         detector: What finds people; its state is reset.
-        progress: Called with (frames done, frames in all).
+        progress: Called with (frames done, frames in all, as the file states them).
         keep_masks: Keep each frame's mask (4 bytes a pixel).
+        cache: Where detections are kept until the result is there; frames that are in it are not looked at
+            again. Where an earlier job broke off the detector starts afresh, so that the next few frames may
+            differ by a trace from an uninterrupted job's. Cannot keep masks.
+        clock: Told how long decoding and detecting took.
 
     Raises:
         NoPersonError: The clip shows nobody, or nobody's face.
         InputError: The video cannot be read.
     """
-    shots = find_cuts(thumbnail(frame.pixels) for frame in reader)
-    count = len(shots)
-    frames: list[FrameDetections] = []
-    looks: list[np.ndarray | None] = []
-    times, indices = np.zeros(count), np.zeros(count, dtype=np.int64)
-    box, lost, previous_shot = None, 0, -1
-    reference: list[np.ndarray] = []
-    reference_shot, reference_box = -1, None
-    for t, frame in zip(range(count), reader, strict=False):
-        if shots[t] != previous_shot or lost >= _LOST:
-            detector.reset()
-            box, lost, previous_shot = None, 0, shots[t]
-        found = detector.detect(frame.pixels, box)
-        look = _appearance(frame.pixels, found.person)
-        if box is None and reference and found.person is not None and not _alike(look, reference):
-            # Somebody larger may have come while the followed person stands where they stood.
-            if found.people > 1:
-                other = detector.detect(frame.pixels, reference_box)
-                other_look = _appearance(frame.pixels, other.person)
-                if _alike(other_look, reference):
-                    found, look = other, other_look
-            # After a cut the whole shot decides; within one, whoever else turns up is not followed.
-            if shots[t] == shots[t - 1] and not _alike(look, reference):
-                found, look = FrameDetections(None, found.people, None), None
-        if found.person is not None:
-            box, lost = found.person.box, 0
-        else:
-            lost += 1
-        if look is not None and reference_shot in (-1, shots[t]):
-            reference_shot, reference_box = shots[t], found.person.box
-            reference.append(look)
-        frames.append(found if keep_masks else replace(found, mask=None))
-        looks.append(look)
-        times[t], indices[t] = frame.time, frame.index
-        if progress is not None:
-            progress(t + 1, count)
+    if keep_masks and cache is not None:
+        raise ValueError("detections with masks cannot be kept")
+    clock = clock or StageClock()
+    known = [] if cache is None else cache.load()
+    follower = _Follower(detector, keep_masks)
     detector.reset()
-    if reference_shot < 0:
-        seen = any(f.person is not None for f in frames)
+    models = _model_times(detector)
+    frames = clock.each("detect/decode", number_shots(reader, lambda frame: frame.pixels))
+    if torch.get_num_threads() > 1:
+        frames = read_ahead(frames)
+    try:
+        for t, (frame, shot) in enumerate(frames):
+            if t < len(known) and (known[t].index, known[t].shot) == (frame.index, shot):
+                follower.recall(known[t])
+            else:
+                seen = follower.look_at(frame, shot, clock)
+                if cache is not None:
+                    cache.add(seen)
+            if progress is not None:
+                progress(t + 1, max(t + 1, len(reader)))
+    finally:
+        if cache is not None:
+            cache.flush()
+        close = getattr(frames, "close", None)
+        if close is not None:
+            close()
+    for name, seconds in _model_times(detector).items():
+        clock.add(f"detect/models/{name}", seconds - models.get(name, 0.0))
+    detector.reset()
+    if follower.reference_shot < 0:
+        seen_any = any(f.found.person is not None for f in follower.frames)
         raise NoPersonError(
-            f"{'A body but no face' if seen else 'No person'} was found in '{reader.name}'.",
+            f"{'A body but no face' if seen_any else 'No person'} was found in '{reader.name}'.",
             "Use a clip in which one person's face is visible and turned to the camera.",
         )
-    frames, others = _keep_followed(frames, looks, shots, reference, reference_shot)
+    shots = np.array([f.shot for f in follower.frames], dtype=np.int64)
+    kept, others = _keep_followed(
+        [f.found for f in follower.frames], [f.look for f in follower.frames], shots,
+        follower.reference, follower.reference_shot,
+    )  # fmt: skip
     media = SourceMedia(reader.name, reader.sha256, reader.width, reader.height)
-    notes = (*reader.notes, *_clip_notes(frames, shots, others))
-    return DetectedClip(tuple(frames), shots, reader.fps, times, indices, media, detector.name, notes)
+    notes = (*reader.notes, *_clip_notes(kept, shots, others))
+    times = np.array([f.time for f in follower.frames], dtype=np.float64)
+    indices = np.array([f.index for f in follower.frames], dtype=np.int64)
+    return DetectedClip(tuple(kept), shots, reader.fps, times, indices, media, detector.name, notes)
+
+
+def _model_times(detector: Detector) -> dict[str, float]:
+    """Seconds by model so far, of detectors that count them."""
+    return dict(getattr(getattr(detector, "graphs", None), "seconds", {}))
+
+
+class _Follower:
+    """Follows one person from frame to frame.
+
+    Attributes:
+        frames: What was seen so far.
+        reference: Looks of the followed person; reference_shot: the shot that they are from, or -1.
+    """
+
+    def __init__(self, detector: Detector, keep_masks: bool):
+        self._detector, self._keep_masks = detector, keep_masks
+        self.frames: list[SeenFrame] = []
+        self.reference: list[np.ndarray] = []
+        self.reference_shot = -1
+        self._reference_box: np.ndarray | None = None
+        self._box: np.ndarray | None = None
+        self._lost, self._shot = 0, -1
+
+    def recall(self, seen: SeenFrame) -> None:
+        """Take a frame that was looked at before."""
+        if self._begins_afresh(seen.shot):
+            self._box, self._lost, self._shot = None, 0, seen.shot
+        self._take(seen)
+
+    def look_at(self, frame: VideoFrame, shot: int, clock: StageClock) -> SeenFrame:
+        """Detect people in the next frame, and tell whether the followed person is there."""
+        if self._begins_afresh(shot):
+            self._detector.reset()
+            self._box, self._lost, self._shot = None, 0, shot
+        with clock("detect/models"):
+            found = self._detector.detect(frame.pixels, self._box, mask=self._keep_masks)
+        look = _appearance(frame.pixels, found.person)
+        if (
+            self._box is None and self.reference and found.person is not None
+            and not _alike(look, self.reference)
+        ):  # fmt: skip
+            # Somebody larger may have come while the followed person stands where they stood.
+            if found.people > 1:
+                with clock("detect/models"):
+                    other = self._detector.detect(frame.pixels, self._reference_box, mask=self._keep_masks)
+                other_look = _appearance(frame.pixels, other.person)
+                if _alike(other_look, self.reference):
+                    found, look = other, other_look
+            # After a cut the whole shot decides; within one, whoever else turns up is not followed.
+            if self.frames and shot == self.frames[-1].shot and not _alike(look, self.reference):
+                found, look = FrameDetections(None, found.people, None), None
+        if not self._keep_masks:
+            found = replace(found, mask=None)
+        seen = SeenFrame(found, look, shot, frame.index, frame.time)
+        self._take(seen)
+        return seen
+
+    def _begins_afresh(self, shot: int) -> bool:
+        return shot != self._shot or self._lost >= _LOST
+
+    def _take(self, seen: SeenFrame) -> None:
+        person = seen.found.person
+        if person is not None:
+            self._box, self._lost = person.box, 0
+        else:
+            self._lost += 1
+        if seen.look is not None and self.reference_shot in (-1, seen.shot):
+            self.reference_shot, self._reference_box = seen.shot, person.box
+            self.reference.append(seen.look)
+        self.frames.append(seen)
 
 
 def _keep_followed(frames, looks, shots, reference, reference_shot):

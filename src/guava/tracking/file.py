@@ -75,6 +75,7 @@ def save_tracked(
             "notes": list(tracked.quality.notes),
             "crop": [tracked.camera.width, tracked.camera.height],
             "keypoints": sorted(tracked.keypoints),
+            "stages": tracked.stages,
         },
     }
     write_container(path, MOTION_KIND, MOTION_VERSION, tensors, header)
@@ -114,6 +115,7 @@ def load_tracked(path: str | os.PathLike) -> TrackedSequence:
             detector=extra["detector"],
             masks=own.get("masks"),
             template_name=str(header.get("template_name", "")),
+            stages=dict(extra.get("stages", {})),
             **{name: own[name] for name in _ARRAYS},
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -88,6 +88,7 @@ class TrackedSequence:
             gave it (not refined), 0 outside the image; None where the detector has no segmentation or a clip
             did not keep it. Reconstruction needs it for the frame it reconstructs from.
         template_name: The template's name; "" in older files.
+        stages: [wall, CPU] seconds by stage of the tracking; empty in older files.
     """
 
     identity: Identity
@@ -109,6 +110,7 @@ class TrackedSequence:
     detector: str
     masks: Tensor | None = None
     template_name: str = ""
+    stages: dict[str, list[float]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.pose.joints.shape[0]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
+T = TypeVar("T")
+
+_END = object()
 _WIDTH, _HEIGHT = 48, 32
 _BINS = 8
 _FLOOR = 0.22  # no difference below this is a cut, however still the clip is
@@ -35,30 +40,59 @@ def find_cuts(frames: Iterable[np.ndarray]) -> np.ndarray:
     Returns:
         (T,) int64, 0 for the first shot, one more after each cut.
     """
-    features = [_features(thumbnail(frame)) for frame in frames]
-    count = len(features)
-    shots = np.zeros(count, dtype=np.int64)
-    if count < 2:
-        return shots
-    steps = np.array([0.0] + [_difference(features[t - 1], features[t]) for t in range(1, count)])
-    cuts: list[int] = []
-    for t in range(1, count):
-        if steps[t] < _FLOOR:
-            continue
-        around = np.concatenate([steps[max(1, t - _WINDOW) : t], steps[t + 1 : t + 1 + _WINDOW]])
-        # The third quartile: the clip may have been still on one side of the cut and busy on the other.
-        usual = float(np.percentile(around, 75)) if len(around) else 0.0
-        if steps[t] < _CLEAR * usual:
-            continue
-        start = cuts[-1] if cuts else 0
-        before = features[max(start, t - _FLASH - 1) : t]
-        after = features[t : t + _FLASH + 1]
-        lasting = min(_difference(a, b) for a in before for b in after)
-        if lasting < max(_FLOOR, 0.5 * steps[t]):
-            continue
-        cuts.append(t)
-        shots[t:] += 1
-    return shots
+    return np.array([shot for _, shot in number_shots(frames, lambda frame: frame)], dtype=np.int64)
+
+
+def number_shots(items: Iterable[T], picture: Callable[[T], np.ndarray]) -> Iterator[tuple[T, int]]:
+    """Items with the number of their shot, as :func:`find_cuts` counts; a few are read ahead to tell.
+
+    Args:
+        items: One a frame.
+        picture: An item's frame, (H, W, 3) uint8.
+    """
+    waiting: deque[T] = deque()
+    features: deque[tuple[np.ndarray, np.ndarray]] = deque()  # of frames first, first + 1, ...
+    steps: deque[float] = deque()  # how much each differs from the one before it
+    first, number, shot, last_cut = 0, 0, 0, 0
+    source = iter(items)
+    ended = False
+    while True:
+        while not ended and first + len(features) <= number + _WINDOW:
+            item = next(source, _END)
+            if item is _END:
+                ended = True
+                break
+            features.append(_features(thumbnail(picture(item))))
+            steps.append(_difference(features[-2], features[-1]) if len(features) > 1 else 0.0)
+            waiting.append(item)
+        if not waiting:
+            return
+        at = number - first
+        if number and _is_cut(list(steps), list(features), at, max(0, last_cut - first), first == 0):
+            shot, last_cut = shot + 1, number
+        yield waiting.popleft(), shot
+        number += 1
+        if at >= _WINDOW:
+            features.popleft()
+            steps.popleft()
+            first += 1
+
+
+def _is_cut(steps: list[float], features: list, t: int, shot_start: int, from_start: bool) -> bool:
+    """Whether a cut lies before frame ``t``; all numbers count from the oldest frame that is known.
+    ``from_start``: that one is the clip's first, which differs from nothing."""
+    if steps[t] < _FLOOR:
+        return False
+    oldest = 1 if from_start else 0
+    around = np.array(steps[max(oldest, t - _WINDOW) : t] + steps[t + 1 : t + 1 + _WINDOW])
+    # The third quartile: the clip may have been still on one side of the cut and busy on the other.
+    usual = float(np.percentile(around, 75)) if len(around) else 0.0
+    if steps[t] < _CLEAR * usual:
+        return False
+    before = features[max(shot_start, t - _FLASH - 1) : t]
+    after = features[t : t + _FLASH + 1]
+    lasting = min(_difference(a, b) for a in before for b in after)
+    return lasting >= max(_FLOOR, 0.5 * steps[t])
 
 
 def _features(small: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

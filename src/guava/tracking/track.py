@@ -28,6 +28,7 @@ from guava.tracking.observations import Observations, gather, select_frames
 from guava.tracking.quality import measure
 from guava.tracking.sequence import SourceMedia, TrackedSequence
 from guava.tracking.smoothness import frame_links
+from guava.tracking.stages import StageClock
 
 if TYPE_CHECKING:
     from guava.photo import Photo
@@ -57,6 +58,7 @@ def fit_observations(
     template: Template,
     config: TrackingConfig,
     identity: SharedIdentity | None = None,
+    clock: StageClock | None = None,
 ) -> tuple[BodyFit, SharedIdentity]:
     """Both stages (Eq. 7, then Eq. 8) over frames that are solved together.
 
@@ -67,45 +69,50 @@ def fit_observations(
         template: The template.
         config: Settings.
         identity: Known from other frames, then held fixed.
+        clock: Told how long the stages took.
     """
-    face_prior = expression_prior(template, observations.face, config.face)
-    face = fit_face(
-        template,
-        camera,
-        observations.face,
-        face_prior,
-        links,
-        config.face,
-        None if identity is None else identity.head_shape,
-    )
-    person_depth = -face.translation[:, 2]
-    body = observations.body
-    hands = tuple(
-        fit_hand(
+    clock = clock or StageClock()
+    with clock("fit/face"):
+        face_prior = expression_prior(template, observations.face, config.face)
+        face = fit_face(
             template,
             camera,
-            name,
-            body.hand_points[:, side],
-            body.hand_confidence[:, side],
-            None if body.hand_depth is None else body.hand_depth[:, side],
-            body.hand_depth_spread[:, side],
-            person_depth,
+            observations.face,
+            face_prior,
+            links,
+            config.face,
+            None if identity is None else identity.head_shape,
+        )
+    person_depth = -face.translation[:, 2]
+    body = observations.body
+    with clock("fit/hands"):
+        hands = tuple(
+            fit_hand(
+                template,
+                camera,
+                name,
+                body.hand_points[:, side],
+                body.hand_confidence[:, side],
+                None if body.hand_depth is None else body.hand_depth[:, side],
+                body.hand_depth_spread[:, side],
+                person_depth,
+                links,
+                config.body,
+            )
+            for side, name in enumerate(("left", "right"))
+        )
+    with clock("fit/body"):
+        fit, shared = fit_body(
+            template,
+            camera,
+            body,
+            face,
+            observations.face.seen,
+            hands,
             links,
             config.body,
+            None if identity is None else identity.body,
         )
-        for side, name in enumerate(("left", "right"))
-    )
-    fit, shared = fit_body(
-        template,
-        camera,
-        body,
-        face,
-        observations.face.seen,
-        hands,
-        links,
-        config.body,
-        None if identity is None else identity.body,
-    )
     return fit, SharedIdentity(face.shape, shared)
 
 
@@ -116,34 +123,62 @@ def fit_clip(
     template: Template,
     config: TrackingConfig,
     progress: Progress | None = None,
+    clock: StageClock | None = None,
 ) -> BodyFit:
     """Fit any number of frames in bounded memory.
 
-    Short clips are solved at once. Of longer ones the identity is found first, from frames spread over the
-    clip; then chunks of ``config.chunk`` frames are solved with it, overlapping by ``config.overlap``.
+    Only frames with a person are fitted. Short clips are solved at once. Of longer ones the identity is found
+    first, from frames spread over the clip; then chunks of ``config.chunk`` frames are solved with it,
+    overlapping by ``config.overlap``.
 
     Args:
-        observations: All frames.
+        observations: All frames, T, at least one of them valid.
         camera: Unbatched camera of the crop.
         links: (T-1,) smoothness weights.
         template: The template.
         config: Settings.
         progress: Called with ("fit", frames done, frames in all).
+        clock: Told how long the stages took.
+
+    Returns:
+        All T frames; the others have the pose of the nearest valid one, and points that mean nothing.
     """
     frames = len(observations.valid)
+    clock = clock or StageClock()
+    known = observations.valid.nonzero()[:, 0]
+    # What no neighbour links is fitted as before: weights across a gap are 0 anyway.
+    together = (known[1:] == known[:-1] + 1) if len(known) > 1 else torch.zeros(0, dtype=torch.bool)
+    own_links = torch.where(together, links[known[:-1]], 0.0) if len(known) > 1 else links[:0]
+    fit = _fit_valid(select_frames(observations, known), camera, own_links, template, config, progress, clock)
+    nearest = _nearest(known, frames)
+    return BodyFit(fit.identity, fit.pose[nearest], fit.hand_points[nearest], fit.body_points[nearest])
+
+
+def _fit_valid(
+    observations: Observations,
+    camera: Camera,
+    links: Tensor,
+    template: Template,
+    config: TrackingConfig,
+    progress: Progress | None,
+    clock: StageClock,
+) -> BodyFit:
+    """:func:`fit_clip` where every frame shows the person."""
+    frames = len(observations.valid)
     if frames <= config.identity_frames:
-        fit, _ = fit_observations(observations, camera, links, template, config)
+        fit, _ = fit_observations(observations, camera, links, template, config, clock=clock)
         if progress is not None:
             progress("fit", frames, frames)
         return fit
     chosen = _identity_frames(observations, config.identity_frames)
-    _, identity = fit_observations(
-        select_frames(observations, chosen),
-        camera,
-        torch.zeros(len(chosen) - 1, dtype=torch.float64),
-        template,
-        config,
-    )
+    with clock("fit/identity"):
+        _, identity = fit_observations(
+            select_frames(observations, chosen),
+            camera,
+            torch.zeros(len(chosen) - 1, dtype=torch.float64),
+            template,
+            config,
+        )
     parts = []
     stride = max(1, config.chunk - config.overlap)
     for first in range(0, max(1, frames - config.overlap), stride):
@@ -155,6 +190,7 @@ def fit_clip(
             template,
             config,
             identity,
+            clock,
         )
         # Of an overlap each side keeps the half that lies deeper inside its own chunk.
         low = 0 if first == 0 else config.overlap // 2
@@ -171,6 +207,14 @@ def fit_clip(
         torch.cat([fit.hand_points[rows] for fit, rows in parts]),
         torch.cat([fit.body_points[rows] for fit, rows in parts]),
     )
+
+
+def _nearest(known: Tensor, frames: int) -> Tensor:
+    """(frames,) position of the nearest of the rising numbers ``known`` (n,); the earlier one of two."""
+    every = torch.arange(frames)
+    after = torch.searchsorted(known, every).clamp(max=len(known) - 1)
+    before = (after - 1).clamp(min=0)
+    return torch.where((every - known[before]).abs() <= (known[after] - every).abs(), before, after)
 
 
 def _identity_frames(observations: Observations, count: int) -> Tensor:
@@ -203,6 +247,7 @@ def track_detections(
     notes: Sequence[str] = (),
     keep_masks: bool = True,
     progress: Progress | None = None,
+    clock: StageClock | None = None,
 ) -> TrackedSequence:
     """Fit the template to detections that were made earlier.
 
@@ -220,6 +265,7 @@ def track_detections(
         notes: Put before the report's own notes.
         keep_masks: Keep the person masks (S x S bytes a frame).
         progress: Called as the fit goes on.
+        clock: Told how long the stages took; the result holds what it knows then.
 
     Raises:
         NoPersonError: No frame shows a person with a face.
@@ -237,27 +283,31 @@ def track_detections(
         raise NoPersonError(
             f"No person was found in '{media.name}'.", "Use a picture of one person, face in view."
         )
-    crops = _crops(detections, image_sizes, shots, config)
+    clock = clock or StageClock()
+    with clock("crops"):
+        crops = _crops(detections, image_sizes, shots, config)
     # The networks know MediaPipe's errors; another detector's points mean something else to them. They see
     # the body, which is the same under either head.
     body_hash = load_template().hash if template.name == "open" + PLAIN_HEAD else template.hash
     lifting = load_networks(body_hash) if detector == "mediapipe" else None
     notes = [*notes, *_unmeasured(template, detector)]
-    observations = gather(detections, crops, image_sizes, lifting)
+    with clock("gather"):
+        observations = gather(detections, crops, image_sizes, lifting)
     camera = Camera.frontal(config.crop_size)
     with torch.no_grad():
         stamps = _timestamps(frames, fps) if timestamps is None else timestamps.double()
         links = frame_links(observations.valid, shots, stamps) * config.smoothness
-        fit = fit_clip(observations, camera, links, template, config, progress)
-        pose = _hold_invalid(fit.pose, observations.valid)
-        fit = replace(fit, pose=pose)
-        masks = _crop_masks(detections, crops, config.crop_size) if keep_masks else None
-        quality = measure(template, camera, observations, fit, masks, list(notes))
+        with clock("fit"):
+            fit = fit_clip(observations, camera, links, template, config, progress, clock)
+        with clock("masks"):
+            masks = _crop_masks(detections, crops, config.crop_size) if keep_masks else None
+        with clock("quality"):
+            quality = measure(template, camera, observations, fit, masks, list(notes))
     hands = [observations.keypoints[name] for name in ("left_hand", "right_hand")]
     face_points = observations.keypoints["face"]
     return TrackedSequence(
         identity=fit.identity,
-        pose=pose,
+        pose=fit.pose,
         camera=Camera(
             camera.world_to_camera.expand(frames, 4, 4).clone(),
             camera.intrinsics.expand(frames, 3, 3).clone(),
@@ -283,6 +333,7 @@ def track_detections(
         expression_names=template.expression_names,
         detector=detector,
         masks=masks,
+        stages=clock.record(),
     )
 
 
@@ -348,13 +399,6 @@ def _crop_masks(detections: Sequence[FrameDetections], crops: np.ndarray, size: 
     return masks
 
 
-def _hold_invalid(pose: Pose, valid: Tensor) -> Pose:
-    """Invalid frames take the nearest valid frame's pose."""
-    known = valid.nonzero()[:, 0]
-    nearest = known[(torch.arange(len(valid))[:, None] - known[None]).abs().argmin(1)]
-    return pose[nearest]
-
-
 def _close(detector: Detector) -> None:
     """Free a detector that was made here; its graphs hold hundreds of megabytes."""
     close = getattr(detector, "close", None)
@@ -394,11 +438,14 @@ def track_image(
         photo = load_photo(photo)
     elif isinstance(photo, np.ndarray):
         photo = Photo(photo, None, "", "picture")
+    clock = StageClock()
     own = detector is None
     if own:
-        detector = create_detector(config.detector)
+        with clock("load detector"):
+            detector = create_detector(config.detector)
     try:
-        found = detect_photo(photo, detector)
+        with clock("detect"):
+            found = detect_photo(photo, detector)
     finally:
         if own:
             _close(detector)
@@ -410,6 +457,7 @@ def track_image(
         template=template,
         config=config,
         notes=[n for n in photo_notes(photo, found) if not n.startswith("Not seen")],
+        clock=clock,
     )
 
 
@@ -420,6 +468,7 @@ def track_video(
     template: Template | None = None,
     detector: Detector | None = None,
     progress: Progress | None = None,
+    cache: str | os.PathLike | None = None,
 ) -> TrackedSequence:
     """Track one person through a clip: the largest of the first shot that shows one.
 
@@ -430,6 +479,8 @@ def track_video(
         template: The open template if left out.
         detector: A detector to reuse; by default the one that ``config`` names is made.
         progress: Called with ("detect" or "fit", frames done, frames in all).
+        cache: A folder in which detections are kept, so that the same call goes on where it was interrupted.
+            It is the caller's to delete once the result is safe (:class:`DetectionCache`).
 
     Returns:
         One entry for every frame of the clip; ``valid`` is False where the person is absent.
@@ -441,9 +492,11 @@ def track_video(
     """
     from guava.photo import VideoReader
     from guava.tracking.detection import DetectedClip, detect_video
+    from guava.tracking.detection_cache import DetectionCache
     from guava.tracking.detectors import create_detector
 
     config = config or TrackingConfig()
+    clock = StageClock()
     if isinstance(video, DetectedClip):
         clip = video
     else:
@@ -452,7 +505,15 @@ def track_video(
             detector = create_detector(config.detector)
         report = None if progress is None else lambda done, total: progress("detect", done, total)
         try:
-            clip = detect_video(VideoReader(video), detector, report, keep_masks=config.keep_clip_masks)
+            with clock("detect"):
+                reader = VideoReader(video)
+                kept = None
+                if cache is not None and not config.keep_clip_masks:
+                    made_by = f"{detector.name} {getattr(detector, 'version', '')}"
+                    kept = DetectionCache(cache, reader.sha256, made_by)
+                clip = detect_video(
+                    reader, detector, report, keep_masks=config.keep_clip_masks, cache=kept, clock=clock
+                )
         finally:
             if own:
                 _close(detector)
@@ -470,4 +531,5 @@ def track_video(
         notes=clip.notes,
         keep_masks=config.keep_clip_masks,
         progress=progress,
+        clock=clock,
     )

@@ -498,9 +498,7 @@ class MediaPipeDetector:
         state.growth, state.frames = box - person.box, 1
         return mask, box
 
-    def _segment(
-        self, image, person: PersonDetection, wanted: bool
-    ) -> tuple[np.ndarray | None, np.ndarray]:
+    def _segment(self, image, person: PersonDetection, wanted: bool) -> tuple[np.ndarray | None, np.ndarray]:
         """Mask at image size from a crop round the person, and the person's box grown to the mask."""
         height, width = image.shape[:2]
         whole = np.array([0.0, 0.0, width, height])

@@ -78,6 +78,7 @@ class SimCCDetector:
             line = " ".join(str(error).split())[:160]
             raise InputError(f"'{path}' cannot be loaded as an ONNX model ({line}).") from error
         self._threshold = threshold
+        self.version = f"{path.name} {path.stat().st_size}"
         self._input, self._width, self._height = self._input_size(path)
         self._split = self._check_outputs(path)
 

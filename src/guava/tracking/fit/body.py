@@ -27,7 +27,7 @@ from guava.tracking.fit.face import FaceFit, project_with_jacobian
 from guava.tracking.fit.hand import HandFit, relative_rotation
 from guava.tracking.fit.solver import Smoothness, minimise
 
-_DAMPING, _PATIENCE = 1e-2, 5
+_DAMPING, _DAMPING_ALONE, _PATIENCE = 1e-2, 1e-3, 5
 _FORESHORTENED = 0.5
 """Thighs that point this much towards the camera, as their length in the picture says, are so started."""
 
@@ -80,17 +80,23 @@ def fit_body(
     _start_legs(start, template, camera, terms.model, observation, terms.slots)
     step = config.smooth_translation
     rates = torch.full((terms.count,), config.smooth_rotation**-2, dtype=torch.float64)
-    rates[3 * len(terms.body_joints) : terms.angles] = config.smooth_fingers**-2
+    for side in (0, 1):
+        rates[terms.fingers(side)] = config.smooth_fingers**-2
     rates[terms.angles :] = torch.tensor([step**-2, step**-2, (5 * step) ** -2], dtype=torch.float64)
     smoothness = Smoothness(links.double(), rates)
-    # The pose first: with the identity free, far-off poses bend it, and it does not come back.
     average = torch.zeros(terms.model.shared, dtype=torch.float64)
-    posing = terms if terms.known is not None else terms.with_identity(average)
     nothing = torch.zeros(0, dtype=torch.float64)
-    options = {"smoothness": smoothness, "damping": _DAMPING}
-    values, _ = minimise(posing.equations, start, nothing, iterations=config.iterations // 3, **options)
-    _orient_hands(values, nothing, template, posing, hands)
-    shared = nothing if terms.known is not None else average
+    shared = average if terms.known is None else nothing
+    # The pose of a clip first: with the identity free, far-off poses bend it, and it does not come back. One
+    # picture's pose and identity are found together.
+    alone = terms.known is None and len(start) > 1
+    posing = terms.with_identity(average) if alone else terms
+    options = {"smoothness": smoothness, "damping": _DAMPING if len(start) > 1 else _DAMPING_ALONE}
+    values, found = minimise(
+        posing.equations, start, nothing if alone else shared, iterations=config.iterations // 3, **options
+    )
+    _orient_hands(values, found, template, posing, hands)
+    shared = shared if alone else found
     values, shared = minimise(
         terms.equations, values, shared, iterations=config.iterations, patience=_PATIENCE, **options
     )
@@ -117,8 +123,7 @@ def _orient_hands(
         slot = 3 * terms.slots[template.joint(f"{name}_wrist")]
         turn = relative_rotation(parent, hands[side].orientation)
         values[:, slot : slot + 3] = torch.where(seen, turn, values[:, slot : slot + 3])
-        first = 3 * terms.slots[terms.finger_ids[side][0]]
-        fingers = slice(first, first + 3 * len(terms.finger_ids[side]))
+        fingers = terms.fingers(side)
         values[:, fingers] = torch.where(seen, hands[side].fingers.flatten(1), values[:, fingers])
 
 

@@ -89,12 +89,14 @@ class _Group:
     Attributes:
         points: (m,) their indices in :class:`BodyPoints`.
         moving: (n,) joints above any of them.
-        columns: (3 n + 3,) their axis-angles, and the translation, among the frame values.
+        angles: (3 n,) their axis-angles among those of all joints; columns: runs of them and the translation
+            among the frame values.
     """
 
     points: Tensor
     moving: Tensor
-    columns: Tensor
+    angles: Tensor
+    columns: tuple[slice, ...]
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,10 @@ class BodyTerms:
         self._dirs = self.model.joint_dirs.float(), self.model.point_dirs.float()
         self.finger_ids = [finger_joint_ids(template, side) for side in SIDES]
         self.body_joints = body_joint_ids(template, legs="left_knee" in observation.joints)
-        moving = [*self.body_joints, *self.finger_ids[0], *self.finger_ids[1]]
+        # The joints of each arm and hand follow each other, so that groups are few runs of columns.
+        arms = [[j for j in self.body_joints if _of_arm(template, j, side)] for side in SIDES]
+        trunk = [j for j in self.body_joints if j not in arms[0] and j not in arms[1]]
+        moving = [*trunk, *arms[0], *self.finger_ids[0], *arms[1], *self.finger_ids[1]]
         self.moving = torch.tensor(moving)
         self.slots = {joint: n for n, joint in enumerate(moving)}
         self.angles, self.count = 3 * len(moving), 3 * len(moving) + 3
@@ -205,11 +210,17 @@ class BodyTerms:
         out.known, out.shared_count = known, 0
         return out
 
+    def fingers(self, side: int) -> slice:
+        """Where the axis-angles of a hand's fingers are among the frame values."""
+        first = 3 * self.slots[self.finger_ids[side][0]]
+        return slice(first, first + 3 * len(self.finger_ids[side]))
+
     def _group(self, points: Tensor) -> _Group:
         above = self.model.skeleton.ancestry[points][:, self.moving].amax(0) > 0
         slots = above.nonzero()[:, 0]
         angles = (3 * slots[:, None] + torch.arange(3)).flatten()
-        return _Group(points, self.moving[slots], torch.cat([angles, self.angles + torch.arange(3)]))
+        columns = torch.cat([angles, self.angles + torch.arange(3)])
+        return _Group(points, self.moving[slots], angles, _runs(columns.tolist()))
 
     def _set_identity_terms(self, template: Template, anchors: FaceLandmarkModel, face: FaceFit) -> None:
         config, model = self._config, self.model
@@ -260,8 +271,8 @@ class BodyTerms:
             by_shared = joints_rest_jacobian(skeleton, posed, self._dirs[0])
 
         def moved(group: _Group) -> _Moved:
-            slots = group.columns[:-3]
-            turned = point_jacobian(skeleton, posed, motions[..., slots], group.moving, group.points)
+            own = motions[..., group.angles]
+            turned = point_jacobian(skeleton, posed, own, group.moving, group.points)
             shifted = torch.eye(3).expand(*turned.shape[:2], 3, 3)
             shaped = None
             if by_shared is not None:
@@ -379,10 +390,22 @@ class _Sum:
         self.residual, self.by_frame = torch.cat(residuals, 1), torch.cat(by_frame, 1)
         self.by_shared = torch.cat(by_shared, 1) if by_shared else None
 
-    def add_to(self, equations: NormalEquations, rows: slice, columns: Tensor) -> None:
+    def add_to(self, equations: NormalEquations, rows: slice, columns: tuple[slice, ...]) -> None:
         equations.add(
             self.residual, self.by_frame, self.by_shared, rows=rows, columns=columns, cost=self.cost
         )
+
+
+def _of_arm(template: Template, joint: int, side: str) -> bool:
+    own, _, part = template.body.joint_names[joint].partition("_")
+    return own == side and part in ("collar", "shoulder", "elbow", "wrist")
+
+
+def _runs(columns: list[int]) -> tuple[slice, ...]:
+    """Rising numbers as runs of neighbours."""
+    breaks = [n for n in range(1, len(columns)) if columns[n] != columns[n - 1] + 1]
+    starts, stops = [0, *breaks], [*breaks, len(columns)]
+    return tuple(slice(columns[a], columns[b - 1] + 1) for a, b in zip(starts, stops, strict=True))
 
 
 def _unseen_arms(observation: BodyObservation) -> Tensor:

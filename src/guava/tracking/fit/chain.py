@@ -105,9 +105,7 @@ def joint_motions(posed: PosedChain, axis_angle: Tensor, moving: Tensor) -> Tens
     axes = posed.rotations[:, moving] @ right_jacobian(axis_angle[:, moving])  # columns: angular velocities
     moments = torch.linalg.cross(posed.joints[:, moving, :, None], axes, dim=2)  # -w x joint
     frames = axes.shape[0]
-    return torch.cat(
-        [part.permute(0, 2, 1, 3).reshape(frames, 3, -1) for part in (axes, moments)], 1
-    )
+    return torch.cat([part.permute(0, 2, 1, 3).reshape(frames, 3, -1) for part in (axes, moments)], 1)
 
 
 def point_jacobian(

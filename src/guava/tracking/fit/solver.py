@@ -7,8 +7,9 @@ tridiagonal shaft and are solved exactly, in time linear in the number of frames
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ class NormalEquations:
         shared_jacobian: Tensor | None = None,
         *,
         rows: slice = slice(None),
-        columns: Tensor | None = None,
+        columns: Sequence[slice] | None = None,
         cost: Tensor | None = None,
     ) -> None:
         """Add residuals (n, M), already divided by their spreads, with Jacobians (n, M, C) and (n, M, S).
@@ -65,18 +66,26 @@ class NormalEquations:
             residual, frame_jacobian, shared_jacobian: Of the frames ``rows``; the derivatives may be in
                 single precision.
             rows: Which frames (n of the T).
-            columns: (C,) the frame values that the residuals depend on; all P if left out.
+            columns: Runs of together C frame values that the residuals depend on; all P if left out.
             cost: () the true cost where robust weights have been folded into the residuals.
         """
         self.cost = self.cost + (0.5 * residual.square().sum() if cost is None else cost)
         residual = residual.to(frame_jacobian.dtype)
         transposed = frame_jacobian.transpose(1, 2)
-        at = slice(None) if columns is None else columns
-        square = (slice(None), at) if columns is None else (slice(None), columns[:, None], columns[None])
-        self.frame_gradient[rows][:, at] += (transposed @ residual[..., None])[..., 0]
-        self.frame_hessian[rows][square] += transposed @ frame_jacobian
+        gradient = (transposed @ residual[..., None])[..., 0]
+        square = transposed @ frame_jacobian
+        cross = None if shared_jacobian is None else transposed @ shared_jacobian
+        # Run by run: indexing by lists of columns would cost as much as the products.
+        runs = [slice(0, gradient.shape[1])] if columns is None else columns
+        ends = list(accumulate(run.stop - run.start for run in runs))
+        parts = [(run, slice(end - run.stop + run.start, end)) for run, end in zip(runs, ends, strict=True)]
+        for run, part in parts:
+            self.frame_gradient[rows, run] += gradient[:, part]
+            for other, across in parts:
+                self.frame_hessian[rows, run, other] += square[:, part, across]
+            if cross is not None:
+                self.cross_hessian[rows, run] += cross[:, part]
         if shared_jacobian is not None:
-            self.cross_hessian[rows][:, at] += transposed @ shared_jacobian
             flat = shared_jacobian.reshape(-1, shared_jacobian.shape[-1])
             self.shared_gradient += flat.T @ residual.reshape(-1)
             self.shared_hessian += flat.T @ flat
@@ -86,15 +95,13 @@ class NormalEquations:
         difference = value - mean
         self.cost = self.cost + 0.5 * (precision * difference.square()).sum()
         self.frame_gradient[:, columns] += precision * difference
-        index = torch.arange(self.frame_gradient.shape[1])[columns]
-        self.frame_hessian[:, index, index] += precision
+        self.frame_hessian.diagonal(dim1=1, dim2=2)[:, columns] += precision
 
     def add_shared_prior(self, value: Tensor, precision: Tensor, columns: slice) -> None:
         """Add independent zero-mean Gaussian priors on shared values (n,)."""
         self.cost = self.cost + 0.5 * (precision * value.square()).sum()
         self.shared_gradient[columns] += precision * value
-        index = torch.arange(len(self.shared_gradient))[columns]
-        self.shared_hessian[index, index] += precision
+        self.shared_hessian.diagonal()[columns] += precision
 
 
 @dataclass(frozen=True)
@@ -123,8 +130,7 @@ class Smoothness:
         diagonal = torch.zeros_like(equations.frame_gradient)
         diagonal[1:] += self.links[:, None] * self.precision
         diagonal[:-1] += self.links[:, None] * self.precision
-        index = torch.arange(diagonal.shape[1])
-        equations.frame_hessian[:, index, index] += diagonal
+        equations.frame_hessian.diagonal(dim1=1, dim2=2).add_(diagonal)
 
 
 def add_shared_limits(
@@ -175,24 +181,23 @@ def huber_cost(distance: Tensor, threshold: float) -> Tensor:
 
 
 def _solve(
-    equations: NormalEquations, smoothness: Smoothness | None, damping: float, free: Tensor
+    equations: NormalEquations, smoothness: Smoothness | None, damping: float, free: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Newton step (T, P), (S,). Values whose ``free`` (T, P) is 0 stay where they are."""
-    frames, per_frame = equations.frame_gradient.shape
-    index = torch.arange(per_frame)
-    hessian = equations.frame_hessian * free[:, :, None] * free[:, None, :]
-    diagonal = hessian[:, index, index]
-    hessian[:, index, index] = diagonal * (1 + damping) + (1 - free) + 1e-9
-    cross = equations.cross_hessian * free[..., None]
-    right = torch.cat(
-        [-(equations.frame_gradient * free)[..., None], cross], 2
-    )  # solve for gradient and S columns
-    coupled = smoothness is not None and len(smoothness.links) > 0 and bool((smoothness.links > 0).any())
-    if coupled:
-        solved = _solve_tridiagonal(hessian, smoothness, free, right)
-    else:
-        solved = torch.cholesky_solve(right, torch.linalg.cholesky(hessian))
-    step, response = solved[..., 0], solved[..., 1:]
+    """Newton step (T, P), (S,). Values whose ``free`` (T, P) is 0 stay where they are; None frees all."""
+    gradient, hessian, cross = equations.frame_gradient, equations.frame_hessian, equations.cross_hessian
+    plain = hessian.diagonal(dim1=1, dim2=2).clone()
+    damped = plain * (1 + damping) + 1e-9
+    if free is not None:
+        gradient, hessian, cross = gradient * free, hessian * free[:, :, None], cross * free[..., None]
+        hessian *= free[:, None, :]
+        damped = damped * free + (1 - free)
+    right = torch.cat([-gradient[..., None], cross], 2)  # solve for gradient and S columns
+    # Chunks of frames have large Hessians: the damping is put in and taken out again.
+    hessian.diagonal(dim1=1, dim2=2).copy_(damped)
+    try:
+        step, response = _solve_frames(hessian, smoothness, free, right)
+    finally:
+        hessian.diagonal(dim1=1, dim2=2).copy_(plain)
     count = len(equations.shared_gradient)
     if not count:
         return step, step.new_zeros(0)
@@ -204,11 +209,25 @@ def _solve(
     return step - response @ shared_step, shared_step
 
 
-def _solve_tridiagonal(diagonal: Tensor, smoothness: Smoothness, free: Tensor, right: Tensor) -> Tensor:
+def _solve_frames(
+    hessian: Tensor, smoothness: Smoothness | None, free: Tensor | None, right: Tensor
+) -> tuple[Tensor, Tensor]:
+    """First column (T, P) and the other columns (T, P, S) of what solves all frames' equations."""
+    if smoothness is not None and len(smoothness.links) > 0 and bool((smoothness.links > 0).any()):
+        solved = _solve_tridiagonal(hessian, smoothness, free, right)
+    else:
+        solved = torch.cholesky_solve(right, torch.linalg.cholesky(hessian))
+    return solved[..., 0], solved[..., 1:]
+
+
+def _solve_tridiagonal(
+    diagonal: Tensor, smoothness: Smoothness, free: Tensor | None, right: Tensor
+) -> Tensor:
     """Block Thomas algorithm; the off-diagonal blocks are diagonal matrices."""
     frames = diagonal.shape[0]
     # (T - 1, P): nothing couples frames across cuts, where whole blocks of it are zero.
-    off = -smoothness.links[:, None] * smoothness.precision * free[:-1] * free[1:]
+    off = -smoothness.links[:, None] * smoothness.precision
+    off = off if free is None else off * free[:-1] * free[1:]
     coupled = (off != 0).any(1).tolist()
     inverses, reduced = [], []
     for t in range(frames):
@@ -275,9 +294,9 @@ def minimise(
             break
         if patience and len(costs) > patience and costs[-1 - patience] - costs[-1] < STALLED * costs[-1]:
             break
-        free = torch.ones_like(frame_values)
+        free = None
         if bounds is not None:
-            gradient = equations.frame_gradient
+            free, gradient = torch.ones_like(frame_values), equations.frame_gradient
             free[(frame_values <= bounds.low) & (gradient > 0)] = 0
             free[(frame_values >= bounds.high) & (gradient < 0)] = 0
         try:
