@@ -240,12 +240,52 @@ def _weights() -> Iterator[Finding]:
             yield Finding(OK, "weights", text)
 
 
+def _native() -> Iterator[Finding]:
+    """The library of native/, first in an interpreter of its own: a broken one could kill this one."""
+    from guava import native
+
+    name = "native"
+    problem = "" if os.environ.get("GUAVA_NATIVE", "").lower() == "off" else _can_load_native()
+    if problem:
+        yield Finding(BROKEN, name, problem, native.REBUILD if native.source_checkout() else native.REINSTALL)
+        return
+    try:
+        with native.context() as context:
+            isa, threads = context.isa, context.threads
+    except (native.NativeUnavailable, MemoryError, ValueError) as error:
+        advice = getattr(error, "hint", "")
+        yield Finding(ABSENT, name, f"{getattr(error, 'message', error)} Rendering is slow.", advice)
+        return
+    info = native.build_info()
+    yield Finding(
+        OK,
+        name,
+        f"{isa} kernels, {threads} thread{'s' * (threads > 1)}, interface {native.ABI_VERSION}, "
+        f"for {info['target']} by {info['compiler']}",
+    )
+    if stale := native.stale():
+        yield Finding(ABSENT, name, stale, native.REBUILD)
+
+
+def _can_load_native() -> str:
+    """"" if a fresh interpreter survives loading the library, or is refused it in good order."""
+    load = "from guava import native; native.available()"
+    command = [sys.executable, "-W", "ignore", "-c", load]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if done.returncode == 0:
+        return ""
+    last = (done.stderr.strip().splitlines() or [""])[-1]
+    return f"an interpreter that loads it dies (status {done.returncode}) {last}".strip()
+
+
 def _rendering() -> Iterator[Finding]:
     import torch
 
+    from guava import native
     from guava.camera import Camera
     from guava.rendering.splatting import splat
 
+    backend = "native" if native.available() else "numba"
     out = splat(
         torch.tensor([[0.0, 0.0, -1.0]]),
         torch.tensor([[1.0, 0, 0, 0]]),
@@ -253,12 +293,13 @@ def _rendering() -> Iterator[Finding]:
         torch.ones(1),
         torch.ones(1, 3),
         Camera.frontal(16),
-        backend="numba",
+        backend=backend,
     )
     if not 0.5 < float(out.alpha.max()) <= 1:
-        yield Finding(BROKEN, "splatting", "a test picture came out wrong", "Please report this.")
+        text = f"a test picture came out wrong ({backend})"
+        yield Finding(BROKEN, "splatting", text, "Please report this. Meanwhile set GUAVA_NATIVE=off.")
     else:
-        yield Finding(OK, "splatting", "CPU kernels (numba)")
+        yield Finding(OK, "splatting", f"a test picture came out right ({backend})")
 
 
 def _detectors() -> Iterator[Finding]:
@@ -365,6 +406,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _core,
     _template,
     _weights,
+    _native,
     _rendering,
     _detectors,
     _video,

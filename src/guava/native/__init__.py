@@ -119,6 +119,12 @@ def available_isas() -> list[str]:
     return [name for name, i in ISAS.items() if i >= 0 and library().guava_isa_available(i)]
 
 
+def stale() -> str:
+    """In a source checkout: a sentence if the library is of other sources than those there; else ""."""
+    checkout = None if os.environ.get("GUAVA_NATIVE") else source_checkout()
+    return _difference(library(), checkout) if checkout else ""
+
+
 def _load(setting: str) -> ctypes.CDLL:
     if setting.lower() == "off":
         raise NativeUnavailable("The native library is switched off (GUAVA_NATIVE=off).")
@@ -129,16 +135,17 @@ def _load(setting: str) -> ctypes.CDLL:
         raise NativeUnavailable(*_why_missing(path, setting, remedy))
     try:
         lib = ctypes.CDLL(str(path))
-        _declare(lib)
+        version = lib.guava_abi_version()
+        if version == ABI_VERSION:
+            _declare(lib)
     except (OSError, AttributeError) as error:  # AttributeError: a function is missing
         raise NativeUnavailable(f"The native library does not load: {error}.", remedy) from error
-    version = lib.guava_abi_version()
     if version != ABI_VERSION:
         raise NativeUnavailable(
             f"The native library {path.name} has interface {version}, this Guava needs {ABI_VERSION}.", remedy
         )
-    if checkout is not None:
-        _warn_if_stale(checkout, _parse_info(lib.guava_build_info().decode()).get("source", ""))
+    if checkout is not None and (difference := _difference(lib, checkout)):
+        warnings.warn(f"{difference} {REBUILD}", RuntimeWarning, stacklevel=2)
     return lib
 
 
@@ -197,13 +204,13 @@ def _build_recipe(checkout: Path) -> ModuleType:
     return module
 
 
-def _warn_if_stale(checkout: Path, built_from: str) -> None:
-    if built_from != _build_recipe(checkout).source_hash():
-        warnings.warn(
-            f"The native library was built from other sources than those in native/. {REBUILD}",
-            RuntimeWarning,
-            stacklevel=5,
-        )
+def _difference(lib: ctypes.CDLL, checkout: Path) -> str:
+    built_from = _parse_info(lib.guava_build_info().decode()).get("source", "")
+    if built_from == _build_recipe(checkout).source_hash():
+        return ""
+    note = FOLDER / NOT_BUILT  # the library is of an earlier time, and building it again failed
+    failed = f" ({note.read_text(encoding='utf-8').strip()})" if note.is_file() else ""
+    return f"The native library was built from other sources than those in native/{failed}."
 
 
 # ---- Contexts ----------------------------------------------------------------------------------------------
