@@ -99,11 +99,12 @@ def frames_per_second(name: str, bound: float, job: Callable[[], dict], reports:
         return Row(name, None, "frames/s", bound, False, str(reason))
     stages = {k[:-3]: v for k, v in report.items() if k.endswith("_ms") and not k.endswith("cpu_ms")}
     stages.pop("median", None)
-    note = ", ".join(f"{stage} {ms:.1f}" for stage, ms in stages.items())
-    return Row(
-        name, report["frames_per_second"], "frames/s", bound, False, f"ms: {note}" if note else "",
-        report["quiet"],
-    )
+    notes = ["ms: " + ", ".join(f"{stage} {ms:.1f}" for stage, ms in stages.items())]
+    if "frames_per_second_one_sample" in report:
+        notes.append(f"with one sample a pixel {report['frames_per_second_one_sample']:.1f} frames/s")
+    if "error_levels_mean" in report:
+        notes.append(f"{report['error_levels_mean']} grey levels from fp32")
+    return Row(name, report["frames_per_second"], "frames/s", bound, False, "; ".join(notes), report["quiet"])
 
 
 def tracking(args: argparse.Namespace, reports: dict) -> list[Row]:

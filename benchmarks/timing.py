@@ -57,7 +57,11 @@ class Times:
 
 @dataclass(frozen=True)
 class Batch:
-    """Runs in a row of one cell: milliseconds by stage, "" being the whole, and the share of others."""
+    """Runs in a row of one cell: milliseconds by stage, "" being the whole, and the share of others.
+
+    The stage "cpu" is the processor time of all threads for one run, the batch's mean: on a busy machine it
+    is what is left of a figure.
+    """
 
     milliseconds: dict[str, list[float]]
     others: float | None
@@ -69,7 +73,7 @@ def interleave(
     """Time cells in turn, ``rounds`` batches each, and up to three times as many while batches are disturbed.
 
     Returns:
-        By cell, by stage ("" the whole): times.
+        By cell, by stage ("" the whole, "cpu" its processor time): times.
     """
     sizes, batches = {}, {name: [] for name in cells}
     for name, cell in cells.items():
@@ -128,6 +132,7 @@ def _batch(cell: Cell, size: int) -> Batch:
         for stage, ms in (stages or {}).items():
             milliseconds.setdefault(stage, []).append(ms)
     elapsed, own, busy_after = time.perf_counter() - start, time.process_time() - own, busy_seconds()
+    milliseconds["cpu"] = [1000 * own / size]
     if busy is None or busy_after is None:
         return Batch(milliseconds, None)
     return Batch(milliseconds, max(0.0, busy_after - busy - own) / elapsed)
