@@ -6,6 +6,9 @@
 #if defined(__x86_64__) || defined(_M_X64)
 #include <emmintrin.h>
 #endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace guava {
 namespace {
@@ -23,7 +26,23 @@ inline void pause() {
 #endif
 }
 
+constexpr size_t kCacheLine = 64, kLargePage = size_t{2} << 20;
+
+std::align_val_t alignment_of(size_t bytes) {
+    return std::align_val_t(bytes < 2 * kLargePage ? kCacheLine : kLargePage);
+}
+
 } // namespace
+
+void *allocate(size_t bytes) {
+    void *memory = ::operator new(bytes, alignment_of(bytes));
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    if (bytes >= 2 * kLargePage) madvise(memory, bytes / kLargePage * kLargePage, MADV_HUGEPAGE); // a wish only
+#endif
+    return memory;
+}
+
+void release(void *memory, size_t bytes) { ::operator delete(memory, alignment_of(bytes)); }
 
 ThreadPool::ThreadPool(int threads) {
     workers_.reserve(static_cast<size_t>(threads - 1));

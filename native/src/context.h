@@ -23,6 +23,11 @@
 
 namespace guava {
 
+// Memory aligned to cache lines, or in large pages if there is enough of it: the kernels go through it in any order,
+// and would miss the TLB at every step. Throws std::bad_alloc.
+void *allocate(size_t bytes);
+void release(void *memory, size_t bytes);
+
 // Uninitialised memory of trivial things, aligned to cache lines, that grows and never shrinks by itself.
 template <class T>
 class Buffer {
@@ -39,13 +44,13 @@ class Buffer {
             if (count > SIZE_MAX / 2 / sizeof(T)) throw std::bad_alloc();
             // A little more, so that a video's slowly growing scenes do not allocate in every frame.
             size_t wanted = count + count / 8 + 16;
-            data_ = static_cast<T *>(::operator new(wanted * sizeof(T), std::align_val_t(kAlignment)));
+            data_ = static_cast<T *>(allocate(wanted * sizeof(T)));
             capacity_ = wanted;
         }
         return data_;
     }
     void clear() {
-        if (data_) ::operator delete(data_, std::align_val_t(kAlignment));
+        if (data_) release(data_, capacity_ * sizeof(T));
         data_ = nullptr;
         capacity_ = 0;
     }
@@ -56,7 +61,6 @@ class Buffer {
     size_t bytes() const { return capacity_ * sizeof(T); }
 
   private:
-    static constexpr size_t kAlignment = 64;
     T *data_ = nullptr;
     size_t capacity_ = 0;
 };

@@ -14,6 +14,7 @@ typedef int32_t i4 __attribute__((vector_size(16)));
 typedef float v4_unaligned __attribute__((vector_size(16), aligned(4), may_alias));
 
 constexpr float kTiny = 1e-10f; // metres; no length is smaller, so that triangles without area divide by it
+constexpr int64_t kAhead = 12; // Gaussians: what lies at random in memory is asked for so far ahead
 constexpr int kTriangle = 0, kVertex = 1, kSkin = 2; // guava.avatar.BindingKind
 
 GUAVA_INLINE v4 load4(const float *p) { return *reinterpret_cast<const v4_unaligned *>(p); }
@@ -111,10 +112,11 @@ bool triangles(const guava_pose_scene *scene, PosedTriangle *out, int64_t begin,
         v4 edge = v1 - v0, side = v2 - v0;
         float edge_length = length(edge), sigma;
         v4 a0 = edge / edge_length;
-        v4 a1 = cross(a0, side);
-        a1 = a1 / length(a1);
-        v4 a2 = cross(a0, a1); // = -(a1 x a0)
-        a2 = a2 / length(a2);
+        // a1 = unit(a0 x side), without waiting for a0; a2 = -unit(a1 x a0), which has length 1, or 0, already.
+        v4 normal = cross(edge, side);
+        float area = root(sum3(normal * normal)), smallest = kTiny * edge_length;
+        v4 a1 = normal / (area > smallest ? area : smallest);
+        v4 a2 = cross(a0, a1);
         if (scene->mean_edge)
             sigma = (edge_length + length(side) + length(v2 - v1)) / 3;
         else
@@ -141,6 +143,13 @@ bool gaussians(
     for (int64_t n = begin; n < end; ++n) {
         const int kind = scene->binding[n];
         const int32_t anchor = scene->anchor[n];
+        if (n + kAhead < end) {
+            const int32_t next = scene->anchor[n + kAhead];
+            if (next >= 0 && next < scene->faces) {
+                __builtin_prefetch(posed[next].corners);
+                __builtin_prefetch(posed[next].frame[1]);
+            }
+        }
         v4 mean, turn;
         float ratio = 1;
         if (kind == kTriangle) {

@@ -84,7 +84,8 @@ void prepare(Scratch &s, int32_t channels) {
 
 // Forwards through the listed Gaussians of a block: transmittances, and, if asked for, rows. Returns how many.
 template <bool kKeepRows>
-int sweep_forward(const SplatConstants &k, Scratch &s, int block, int listed) {
+int sweep_forward(const SplatConstants &k, const float *features, Scratch &s, int block, int listed) {
+    const size_t channels = (size_t)k.channels;
     const vf alpha_max = vf{} + k.alpha_max, log2_alpha_min = vf{} + k.log2_alpha_min;
     const vf limit = vf{} + k.transmittance_min;
     const bool straight_through = k.flags & GUAVA_SPLAT_STRAIGHT_THROUGH;
@@ -124,6 +125,7 @@ int sweep_forward(const SplatConstants &k, Scratch &s, int block, int listed) {
             if (kKeepRows) {
                 s.gaussian_of_row[count] = j;
                 count += drawn != 0;
+                if (drawn) fetch_row(features, g.id, channels);
             }
         }
         vm open = less(limit, state.running[0]);
@@ -323,7 +325,7 @@ void write_left(const BlendBackwardJob &job, const Scratch &s, int block, int le
     }
 }
 
-void tile_backward(const BlendBackwardJob &job, Scratch &s, int64_t tile) {
+void tile_backward(const BlendBackwardJob &job, Scratch &s, int64_t tile, int64_t tile_end) {
     const SplatConstants &k = *job.constants;
     const int left = (int)(tile % k.tiles_x) * kTile, top = (int)(tile / k.tiles_x) * kTile;
     const uint32_t begin = job.starts[tile], length = job.starts[tile + 1] - begin;
@@ -348,12 +350,14 @@ void tile_backward(const BlendBackwardJob &job, Scratch &s, int64_t tile) {
             for (int block = 0; block < kTileBlocks; ++block) {
                 for (int part = 0; part < kParts; ++part)
                     store(s.checkpoints[batch][block] + part * kLanes, s.states[block].running[part]);
-                if (!outside(block)) sweep_forward<false>(k, s, block, list_block(s.batch, count, block));
+                if (!outside(block)) sweep_forward<false>(k, nullptr, s, block, list_block(s.batch, count, block));
             }
         }
+    NextTile next = next_tile(job.records, job.features, k.channels, job.starts, job.ids, tile, tile_end);
     for (int batch = batches - 1; batch >= 0; --batch) {
         const int gaussians = load_batch_of(batch);
         for (int block = 0; block < kTileBlocks; ++block) {
+            next.fetch_part(block);
             if (outside(block)) continue;
             const int x = left + block % 4 * kBlock, y = top + block / 4 * kBlock;
             const int listed = list_block(s.batch, gaussians, block);
@@ -362,10 +366,10 @@ void tile_backward(const BlendBackwardJob &job, Scratch &s, int64_t tile) {
                 BlockState &state = s.states[block], final = state;
                 for (int part = 0; part < kParts; ++part)
                     state.running[part] = load(s.checkpoints[batch][block] + part * kLanes);
-                rows = sweep_forward<true>(k, s, block, listed);
+                rows = sweep_forward<true>(k, job.features, s, block, listed);
                 for (int part = 0; part < kParts; ++part) state.left[part] = final.left[part];
             } else {
-                rows = sweep_forward<true>(k, s, block, listed);
+                rows = sweep_forward<true>(k, job.features, s, block, listed);
             }
             if (!rows) { // S does not change
                 if (batch == batches - 1 && batches > 1) {
@@ -387,7 +391,7 @@ void tile_backward(const BlendBackwardJob &job, Scratch &s, int64_t tile) {
 void blend_backward(const BlendBackwardJob *job, int64_t tile_begin, int64_t tile_end, void *scratch) {
     Scratch &s = *static_cast<Scratch *>(scratch);
     prepare(s, job->constants->channels);
-    for (int64_t tile = tile_begin; tile < tile_end; ++tile) tile_backward(*job, s, tile);
+    for (int64_t tile = tile_begin; tile < tile_end; ++tile) tile_backward(*job, s, tile, tile_end);
 }
 
 } // namespace

@@ -169,10 +169,8 @@ void blend_block(
                 }
             }
             if (kFused < 0) {
-                const float *features = job.features + (size_t)g.id * (size_t)layout.channels;
-                __builtin_prefetch(features);
-                __builtin_prefetch(reinterpret_cast<const char *>(features) + kLine);
-                rows.features[rows.count] = features;
+                fetch_row(job.features, g.id, (size_t)layout.channels);
+                rows.features[rows.count] = job.features + (size_t)g.id * (size_t)layout.channels;
                 rows.count += drawn != 0;
                 if (rows.count == kRows) {
                     counts.weights += kRows * kBlockPixels;

@@ -19,7 +19,9 @@ namespace {
 
 constexpr int kDoubles = kLanes / 2;
 constexpr double kLn2 = 0.69314718055994530942;
-constexpr int kPrefetchAhead = 8;
+constexpr int kPrefetchAhead = 16;           // Gaussians
+constexpr uint32_t kPrefetchedPairs = 4;     // of each
+constexpr ptrdiff_t kPrefetchedBytes = 256; // of each
 
 typedef double vd __attribute__((vector_size(8 * kDoubles)));
 typedef int64_t vl __attribute__((vector_size(8 * kDoubles)));
@@ -183,35 +185,52 @@ GUAVA_INLINE void pairs_in_band(const ProjectBackwardJob &job, int64_t i, uint32
     while (begin < end && job.places[end - 1] >= job.last_pair) --end;
 }
 
-GUAVA_INLINE void add_slots(const ProjectBackwardJob &job, int64_t i) {
+typedef float Moments __attribute__((vector_size(4 * kMoments)));
+typedef float MomentsUnaligned __attribute__((vector_size(4 * kMoments), aligned(4), may_alias));
+
+// Features and moments of one Gaussian: the sums of its slots, and of the bands before.
+GUAVA_INLINE void add_slots(const ProjectBackwardJob &job, int64_t i, bool streamed) {
     const int64_t channels = job.constants->channels;
     const size_t stride = (size_t)job.slot_channels + kMoments;
-    float *moments = job.moments + i * kMoments;
-    float *features = job.d_features ? job.d_features + i * channels : nullptr;
-    if (job.first_band) {
-        __builtin_memset(moments, 0, sizeof(float) * kMoments);
-        if (features) __builtin_memset(features, 0, sizeof(float) * (size_t)channels);
-    }
     uint32_t begin, end;
     pairs_in_band(job, i, begin, end);
-    for (uint32_t pair = begin; pair < end; ++pair) {
-        const float *slot = job.slots + (size_t)(job.places[pair] - job.first_pair) * stride;
-        if (features) {
-            int64_t c = 0;
-            for (; c + kLanes <= channels; c += kLanes) store(features + c, load(features + c) + load(slot + c));
-            for (; c < channels; ++c) features[c] += slot[c];
-        }
-        for (int m = 0; m < kMoments; ++m) moments[m] += slot[job.slot_channels + m];
+    if (begin == end && !job.first_band) return;
+    const auto slot = [&](uint32_t pair) { return job.slots + (size_t)(job.places[pair] - job.first_pair) * stride; };
+
+    MomentsUnaligned &moments = *reinterpret_cast<MomentsUnaligned *>(job.moments + i * kMoments);
+    Moments sum = job.first_band ? Moments{} : moments;
+    for (uint32_t pair = begin; pair < end; ++pair)
+        sum += *reinterpret_cast<const MomentsUnaligned *>(slot(pair) + job.slot_channels);
+    moments = sum;
+
+    if (!job.d_features) return;
+    float *features = job.d_features + i * channels;
+    int64_t c = 0;
+    for (; c + kLanes <= channels; c += kLanes) {
+        vf total = job.first_band ? vf{} : load(features + c);
+        for (uint32_t pair = begin; pair < end; ++pair) total += load(slot(pair) + c);
+        if (streamed) stream(features + c, total);
+        else store(features + c, total);
+    }
+    for (; c < channels; ++c) {
+        float total = job.first_band ? 0 : features[c];
+        for (uint32_t pair = begin; pair < end; ++pair) total += slot(pair)[c];
+        features[c] = total;
     }
 }
 
 void prefetch_slots(const ProjectBackwardJob &job, int64_t i) {
-    if (!job.pair_counts[i]) return;
     const size_t stride = (size_t)job.slot_channels + kMoments;
-    const uint32_t place = job.places[job.pair_starts[i]];
-    if (place < job.first_pair || place >= job.last_pair) return;
-    const char *slot = reinterpret_cast<const char *>(job.slots + (size_t)(place - job.first_pair) * stride);
-    for (size_t byte = 0; byte < stride * sizeof(float) && byte < 256; byte += 64) __builtin_prefetch(slot + byte);
+    const uint32_t *places = job.places + job.pair_starts[i];
+    for (uint32_t pair = 0; pair < job.pair_counts[i] && pair < kPrefetchedPairs; ++pair) {
+        if (places[pair] < job.first_pair || places[pair] >= job.last_pair) continue;
+        const float *slot = job.slots + (size_t)(places[pair] - job.first_pair) * stride;
+        const char *first = reinterpret_cast<const char *>(slot);
+        const char *last = reinterpret_cast<const char *>(slot + stride) - 1;
+        for (const char *line = first; line <= last && line < first + kPrefetchedBytes; line += 64)
+            __builtin_prefetch(line);
+        __builtin_prefetch(last);
+    }
 }
 
 void gather(const ProjectBackwardJob &job, Lanes &g, int lane, int64_t i) {
@@ -244,6 +263,8 @@ void project_backward_chunk(const ProjectBackwardJob *job, int64_t begin, int64_
     Lanes g;
     int64_t gaussians[kDoubles];
     int filled = 0;
+    const bool streamed = job->first_band && job->last_band && job->constants->channels % kBlockPixels == 0 &&
+                          (uintptr_t)job->d_features % 64 == 0;
     const auto flush = [&] {
         for (int lane = filled; lane < kDoubles; ++lane) { // once more, without effect
             gather(*job, g, lane, gaussians[0]);
@@ -257,7 +278,7 @@ void project_backward_chunk(const ProjectBackwardJob *job, int64_t begin, int64_
         if (i + 2 * kPrefetchAhead < end && job->pair_counts[i + 2 * kPrefetchAhead])
             __builtin_prefetch(job->places + job->pair_starts[i + 2 * kPrefetchAhead]);
         if (i + kPrefetchAhead < end) prefetch_slots(*job, i + kPrefetchAhead);
-        add_slots(*job, i);
+        add_slots(*job, i, streamed);
         if (!job->last_band) continue;
         if (!job->pair_counts[i]) {
             clear(*job, i);
@@ -268,6 +289,7 @@ void project_backward_chunk(const ProjectBackwardJob *job, int64_t begin, int64_
         if (filled == kDoubles) flush();
     }
     if (filled) flush();
+    finish_streams();
     if (job->camera)
         for (int n = 0; n < kCameraSums; ++n) {
             camera_sums[n] = 0;
