@@ -108,7 +108,9 @@ int sweep_forward(const SplatConstants &k, const float *features, Scratch &s, in
                 vf raw = keep(less_equal(log2_alpha_min, exponent), exp2(exponent));
                 vf alpha = minimum(raw, alpha_max);
                 vf before = state.running[part];
-                vf after = before - before * alpha;
+                // Not before - before * alpha, which has no digits left behind an opaque Gaussian, and another
+                // rounding wherever the compiler makes one instruction of it.
+                vf after = before * (1.0f - alpha);
                 vm open = less(limit, after);
                 state.running[part] = after;
                 state.left[part] = select(open, after, state.left[part]);

@@ -154,7 +154,9 @@ void blend_block(
                 vf exponent = g.lo - u * u - v * v;
                 vf alpha = keep(less_equal(log2_alpha_min, exponent), minimum(exp2(exponent), alpha_max));
                 vf before = state.running[part];
-                vf after = before - before * alpha;
+                // Not before - before * alpha, which has no digits left behind an opaque Gaussian, and another
+                // rounding wherever the compiler makes one instruction of it.
+                vf after = before * (1.0f - alpha);
                 vm open = less(limit, after);
                 vf weight = keep(open, before * alpha);
                 state.running[part] = after;
