@@ -79,7 +79,7 @@ def animation(args: argparse.Namespace, reports: dict) -> list[Row]:
     def bf16() -> dict:
         if not cpu_has_bf16():
             raise NotRun("this CPU has no bfloat16 arithmetic")
-        return run("animate.py", *lite, "--precision", "bf16", "--channels-last")
+        return run("animate.py", *lite, "--precision", "bf16")
 
     return [
         frames_per_second(name, bound, job, reports)
