@@ -150,7 +150,7 @@ def test_one_pixel_for_mesh_splat_and_sampling(seed):
 
     # Splat: the top of a round Gaussian.
     for conventions in (GSPLAT, THREE_DGS):
-        for backend in ("numba", "torch"):
+        for backend in ("native", "numba", "torch"):
             p, at = points[1:2], wanted[1]
             shape = (torch.tensor([[1.0, 0, 0, 0]]).double(), torch.full((1, 3), 0.01).double())
             values = (p, *shape, torch.tensor([0.9]).double(), torch.ones(1, 1).double())

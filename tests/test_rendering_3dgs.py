@@ -19,7 +19,7 @@ from guava.rendering.splat_gsplat import splat_gsplat
 from guava.rendering.splat_torch import splat_torch
 from guava.rotation import axis_angle_to_matrix
 
-BACKENDS = ["numba", "torch"]
+BACKENDS = ["native", "numba", "torch"]
 FLIP = np.diag([-1.0, -1, 1, 1])
 
 
@@ -245,12 +245,13 @@ def test_values_of_the_reference(case):
     assert name != "cut" or lost > 0.003
 
 
-def test_values_of_the_cpu_backend(case):
+@pytest.mark.parametrize("backend", ["native", "numba"])
+def test_values_of_the_cpu_backends(case, backend):
     """In float32, and so to 1e-5."""
     _, gaussians, background, camera, _, (color, inverse_depth, left), _ = case
     single = [g.float() for g in gaussians]
     out = splat(
-        *single, camera.to(dtype=torch.float32), background=background.float(), backend="numba",
+        *single, camera.to(dtype=torch.float32), background=background.float(), backend=backend,
         conventions=THREE_DGS,
     )
     assert out.depth is None
@@ -258,27 +259,28 @@ def test_values_of_the_cpu_backend(case):
         torch.testing.assert_close(got, torch.from_numpy(wanted).float(), atol=1e-5, rtol=0)
 
 
-def test_gradients_of_the_reference(case):
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_gradients(case, backend):
     _, gaussians, background, camera, upstream, _, wanted = case
     leaves = [g.clone().requires_grad_() for g in (*gaussians, background)]
-    out = splat(*leaves[:5], camera, background=leaves[5], backend="torch", conventions=THREE_DGS)
+    out = splat(*leaves[:5], camera, background=leaves[5], backend=backend, conventions=THREE_DGS)
     loss = (out.features * upstream[0]).sum() + (out.inverse_depth * upstream[1]).sum()
     loss = loss + ((1 - out.alpha) * upstream[2]).sum()
     for leaf, expected in zip(leaves, wanted, strict=True):
         (got,) = torch.autograd.grad(loss, leaf, retain_graph=True)
         expected = torch.from_numpy(expected)
         assert expected.abs().max() > 1e-3
-        torch.testing.assert_close(got, expected, atol=float(1e-5 * expected.abs().max()), rtol=1e-4)
+        atol = (5e-5 if backend == "native" else 1e-5) * float(expected.abs().max())
+        torch.testing.assert_close(got, expected, atol=atol, rtol=1e-4)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("backend", ["native", "numba"])
 @pytest.mark.parametrize("channels", [3, 32])
-def test_backends_agree_on_a_crowd(seed, channels):
-    gaussians, camera, _, _, _ = scene(1200, channels, 40 + seed, (72, 60), 0.016, (0.05, 1.0))
+def test_backends_agree_on_a_crowd(backend, channels):
+    gaussians, camera, _, _, _ = scene(1200, channels, 40, (72, 60), 0.016, (0.05, 1.0))
     reference = splat(*gaussians, camera, backend="torch", conventions=THREE_DGS)
-    out = splat(
-        *(g.float() for g in gaussians), camera.to(dtype=torch.float32), backend="numba", conventions=THREE_DGS
-    )
+    camera = camera.to(dtype=torch.float32)
+    out = splat(*(g.float() for g in gaussians), camera, backend=backend, conventions=THREE_DGS)
     assert reference.alpha.mean() > 0.5
     # A Gaussian right at the limits 1/255 and 1e-4 may be in on one side only.
     difference = (out.features.double() - reference.features).abs().amax(-1)
@@ -355,11 +357,12 @@ def test_inverse_depth_is_not_divided(backend):
     assert out.mean_depth.item() == pytest.approx(0.75 / (0.05 + 0.0125), rel=1e-5)
 
 
-def test_only_the_releases_clamp_lets_gradients_through():
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_only_the_releases_clamp_lets_gradients_through(backend):
     for conventions, wanted in ((THREE_DGS, 1.0), (GSPLAT, 0.0)):
         means, q, s, opacity, color = one(sigma=1.0, opacity=1.0, color=(1, 1, 1))
         opacity.requires_grad_()
-        out = splat(means, q, s, opacity, color, plain_camera(1), conventions=conventions, backend="torch")
+        out = splat(means, q, s, opacity, color, plain_camera(1), conventions=conventions, backend=backend)
         out.alpha.sum().backward()
         assert opacity.grad.item() == pytest.approx(wanted, abs=1e-4)
 

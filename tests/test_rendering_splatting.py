@@ -14,7 +14,7 @@ from guava.rendering.splat_gsplat import gsplat_available
 from guava.rendering.splat_torch import project_gaussians
 from guava.rotation import quaternion_to_matrix
 
-BACKENDS = ["numba", "torch"]
+BACKENDS = ["native", "numba", "torch"]
 
 
 def scene(count, channels=3, size=48, seed=0, sigma=0.02, dtype=torch.float32):
@@ -144,12 +144,12 @@ def test_clamp_skip_and_stop(backend):
 def test_backends_agree(channels):
     args = scene(1500, channels=channels, size=50, seed=channels)
     background = torch.rand(channels)
-    cpu = splat(*args, background=background, backend="numba")
-    reference = splat(*args, background=background, backend="torch")
-    assert 0.5 < cpu.alpha.mean() < 0.999
-    torch.testing.assert_close(cpu.features, reference.features, atol=2e-4, rtol=0)
-    torch.testing.assert_close(cpu.alpha, reference.alpha, atol=2e-4, rtol=0)
-    torch.testing.assert_close(cpu.depth, reference.depth, atol=2e-3, rtol=0)
+    native, numba, reference = (splat(*args, background=background, backend=b) for b in BACKENDS)
+    for out in (native, numba):
+        assert 0.5 < out.alpha.mean() < 0.999
+        torch.testing.assert_close(out.features, reference.features, atol=2e-4, rtol=0)
+        torch.testing.assert_close(out.alpha, reference.alpha, atol=2e-4, rtol=0)
+        torch.testing.assert_close(out.depth, reference.depth, atol=2e-3, rtol=0)
 
 
 def test_backends_agree_on_a_turned_and_skewed_wide_camera():
@@ -157,9 +157,10 @@ def test_backends_agree_on_a_turned_and_skewed_wide_camera():
     camera = Camera.frontal(40, focal_ndc=16).orbit(0.6, -0.3, torch.tensor([0.0, 0.1, -12.4]))
     turn = torch.tensor([[0.8, -0.6, 20.0], [0.7, 0.9, -8.0], [0, 0, 1]])
     camera = camera.through(turn, 57, 43)
-    cpu, reference = (splat(*args[:5], camera, backend=b) for b in BACKENDS)
-    assert cpu.features.shape == (43, 57, 3) and cpu.alpha.mean() > 0.2
-    torch.testing.assert_close(cpu.features, reference.features, atol=2e-4, rtol=0)
+    native, numba, reference = (splat(*args[:5], camera, backend=b) for b in BACKENDS)
+    for out in (native, numba):
+        assert out.features.shape == (43, 57, 3) and out.alpha.mean() > 0.2
+        torch.testing.assert_close(out.features, reference.features, atol=2e-4, rtol=0)
 
 
 @settings(max_examples=25, deadline=None)
@@ -167,13 +168,14 @@ def test_backends_agree_on_a_turned_and_skewed_wide_camera():
 def test_backends_agree_whatever_the_size(seed, count, width, height):
     means, quaternions, scales, opacities, features, _ = scene(count, seed=seed, sigma=0.1)
     camera = Camera.frontal(20).resized(width, height)
-    cpu, reference = (
+    native, numba, reference = (
         splat(means, quaternions, scales, opacities, features, camera, backend=b) for b in BACKENDS
     )
-    assert cpu.features.shape == (height, width, 3) and cpu.alpha.shape == (height, width)
-    # A Gaussian right at the 1/255 limit may be in on one side only.
-    torch.testing.assert_close(cpu.alpha, reference.alpha, atol=5e-3, rtol=0)
-    assert (cpu.alpha >= 0).all() and (cpu.alpha <= 1).all()
+    for out in (native, numba):
+        assert out.features.shape == (height, width, 3) and out.alpha.shape == (height, width)
+        # A Gaussian right at the 1/255 limit may be in on one side only.
+        torch.testing.assert_close(out.alpha, reference.alpha, atol=5e-3, rtol=0)
+        assert (out.alpha >= 0).all() and (out.alpha <= 1).all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
