@@ -403,9 +403,12 @@ def single_scenes(args: argparse.Namespace, mesh: tuple[np.ndarray, np.ndarray])
                 draw(there.tensors)
             wait(device)
 
+        def both(there=there, draw=draw) -> None:
+            one_gradient(there, draw, device)
+
         cells = {"forward": Cell(once)}
         if backend != "numba":
-            cells["forward + backward"] = Cell(partial(one_gradient, there, draw, device))
+            cells["forward + backward"] = Cell(both)
         times = interleave(cells, args.repeats, batch_seconds=0.1 if args.quick else 0.3)
         report = {
             "gaussians": count, "size": size, "channels": channels,
