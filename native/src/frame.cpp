@@ -32,8 +32,8 @@ const FrameKernels &kernels(int32_t isa) {
 }
 
 bool complete(const guava_frame *frame) {
-    if (!frame || frame->width < 0 || frame->height < 0 || frame->width > kMaxSide || frame->height > kMaxSide)
-        return false;
+    if (!frame || frame->width < 0 || frame->height < 0) return false;
+    if (frame->width > kMaxSide || frame->height > kMaxSide) return false;
     if (frame->samples < 1 || frame->samples > kMaxSamples || frame->channels < 3) return false;
     if (frame->row_bytes < 3 * static_cast<int64_t>(frame->width)) return false;
     return !frame->width || !frame->height || (frame->features && frame->alpha && frame->rgb);

@@ -1,4 +1,5 @@
-// What passes between guava_frame_rgb8 (frame.cpp, once) and its kernel (frame_isa.cpp, once per instruction set).
+// What passes between guava_frame_rgb8 (frame.cpp, once) and its kernel (frame_isa.cpp, once per
+// instruction set).
 #pragma once
 
 #include <stdint.h>

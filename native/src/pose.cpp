@@ -62,7 +62,8 @@ bool kinematics(const guava_body &body, const guava_body_pose &out) {
             const float *rest_above = body.rest_joints + 3 * parent;
             for (int r = 0; r < 3; ++r) {
                 here[4 * r + 3] = above[4 * r + 3];
-                for (int k = 0; k < 3; ++k) here[4 * r + 3] += above[4 * r + k] * (double(rest[k]) - rest_above[k]);
+                for (int k = 0; k < 3; ++k)
+                    here[4 * r + 3] += above[4 * r + k] * (double(rest[k]) - rest_above[k]);
                 for (int c = 0; c < 3; ++c) {
                     here[4 * r + c] = 0;
                     for (int k = 0; k < 3; ++k) here[4 * r + c] += above[4 * r + k] * local[3 * k + c];
@@ -86,7 +87,8 @@ bool kinematics(const guava_body &body, const guava_body_pose &out) {
 }
 
 bool complete(const guava_body *body, const guava_body_pose *out) {
-    if (!body || !out || body->vertices < 0 || body->joints < 1 || body->joints > GUAVA_MAX_JOINTS) return false;
+    if (!body || !out || body->vertices < 0) return false;
+    if (body->joints < 1 || body->joints > GUAVA_MAX_JOINTS) return false;
     if (body->influences < 1 || !body->parents || !body->rest_joints || !body->rotations) return false;
     if (!out->joints || !out->joint_transforms) return false;
     return !body->vertices
@@ -111,7 +113,9 @@ bool complete(const guava_pose_scene *scene, const guava_posed *out) {
 
 extern "C" {
 
-GUAVA_API int32_t guava_pose_body(guava_context *context, const guava_body *body, const guava_body_pose *out) {
+GUAVA_API int32_t guava_pose_body(
+    guava_context *context, const guava_body *body, const guava_body_pose *out
+) {
     if (!context || !guava::complete(body, out)) return GUAVA_INVALID_CALL;
     context->begin_call();
     if (!guava::kinematics(*body, *out)) return GUAVA_INVALID_VALUE;
@@ -150,7 +154,8 @@ GUAVA_API int32_t guava_pose_gaussians(
         done = guava::parallel_for(
             *context, scene->count, guava::kGaussianGrain,
             [&](int64_t begin, int64_t end, int) {
-                if (!run.gaussians(scene, posed, out, begin, end)) fits.store(false, std::memory_order_relaxed);
+                if (!run.gaussians(scene, posed, out, begin, end))
+                    fits.store(false, std::memory_order_relaxed);
             }
         );
     if (!done) return GUAVA_CANCELLED;

@@ -1,7 +1,7 @@
 // Linear blend skinning and Eq. 3 of the paper: how vertices and Gaussians follow the body.
 //
-// One vertex or Gaussian at a time, in vectors of four: what each needs (a triangle, some joints) lies somewhere
-// else, and gathering it into wide vectors would cost more than the arithmetic.
+// One vertex or Gaussian at a time, in vectors of four: what each needs (a triangle, some joints) lies
+// somewhere else, and gathering it into wide vectors would cost more than the arithmetic.
 #include "pose_kernels.h"
 #include "simd.h"
 
@@ -48,7 +48,8 @@ GUAVA_INLINE v4 product(v4 a, v4 b) {
 }
 GUAVA_INLINE v4 conjugate(v4 q) { return q * v4{1, -1, -1, -1}; }
 
-// guava.rotation.matrix_to_quaternion of a matrix given by rows, not normalised; ties go to the same candidate.
+// guava.rotation.matrix_to_quaternion of a matrix given by rows, not normalised; ties go to the same
+// candidate.
 GUAVA_INLINE v4 quaternion(v4 r0, v4 r1, v4 r2) {
     float m00 = r0[0], m11 = r1[1], m22 = r2[2], trace = m00 + m11 + m22;
     float x = r2[1] - r1[2], y = r0[2] - r2[0], z = r1[0] - r0[1];
@@ -64,24 +65,30 @@ struct Transform {
     v4 rows[4];
 };
 
-GUAVA_INLINE v4 apply(const Transform &t, v4 point) {
-    point[3] = 1;
-    return v4{sum4(t.rows[0] * point), sum4(t.rows[1] * point), sum4(t.rows[2] * point), 0};
+// By columns: sums of products across a vector would cost more than turning the matrix over.
+GUAVA_INLINE v4 apply(const Transform &t, const float *point) {
+    v4 a = __builtin_shufflevector(t.rows[0], t.rows[1], 0, 4, 1, 5);
+    v4 b = __builtin_shufflevector(t.rows[0], t.rows[1], 2, 6, 3, 7);
+    v4 c = __builtin_shufflevector(t.rows[2], t.rows[2], 0, 0, 1, 1);
+    v4 d = __builtin_shufflevector(t.rows[2], t.rows[2], 2, 2, 3, 3);
+    return point[0] * __builtin_shufflevector(a, c, 0, 1, 4, 5)
+        + point[1] * __builtin_shufflevector(a, c, 2, 3, 6, 7)
+        + point[2] * __builtin_shufflevector(b, d, 0, 1, 4, 5) + __builtin_shufflevector(b, d, 2, 3, 6, 7);
 }
 
-// Sum of the joints' transforms times their weights.
+// Sum of the joints' transforms times their weights. Zero weights are multiplied out like others: where they
+// begin differs from one row to the next, and guessing that wrong costs more.
 GUAVA_INLINE bool blend(
-    Transform &out, const float *transforms, int32_t joints, const uint8_t *indices, const float *weights, int32_t count
+    Transform &out, const float *transforms, int32_t joints, const uint8_t *indices, const float *weights,
+    int32_t count
 ) {
     out = Transform{};
+    if (joints == 0) return count == 0;
     bool fits = true;
     for (int32_t k = 0; k < count; ++k) {
-        if (indices[k] >= joints) {
-            fits = false;
-            continue;
-        }
-        if (weights[k] == 0) continue;
-        const float *m = transforms + 16 * indices[k];
+        const bool known = indices[k] < joints;
+        fits &= known;
+        const float *m = transforms + (known ? 16 * indices[k] : 0);
         for (int r = 0; r < 4; ++r) out.rows[r] += weights[k] * load4(m + 4 * r);
     }
     return fits;
@@ -96,7 +103,7 @@ bool skin(const guava_body *body, const guava_body_pose *out, int64_t begin, int
             t, out->joint_transforms, body->joints, body->indices + k, body->weights + k, body->influences
         );
         for (int r = 0; r < 4; ++r) store4(out->transforms + 16 * v + 4 * r, t.rows[r]);
-        store3(out->vertices + 3 * v, apply(t, load3(body->rest_vertices + 3 * v)));
+        store3(out->vertices + 3 * v, apply(t, body->rest_vertices + 3 * v));
     }
     return fits;
 }
@@ -112,7 +119,7 @@ bool triangles(const guava_pose_scene *scene, PosedTriangle *out, int64_t begin,
         v4 edge = v1 - v0, side = v2 - v0;
         float edge_length = length(edge), sigma;
         v4 a0 = edge / edge_length;
-        // a1 = unit(a0 x side), without waiting for a0; a2 = -unit(a1 x a0), which has length 1, or 0, already.
+        // a1 = unit(a0 x side), without waiting for a0; a2 = -unit(a1 x a0), which has length 1 or 0 already.
         v4 normal = cross(edge, side);
         float area = root(sum3(normal * normal)), smallest = kTiny * edge_length;
         v4 a1 = normal / (area > smallest ? area : smallest);
@@ -136,7 +143,8 @@ bool triangles(const guava_pose_scene *scene, PosedTriangle *out, int64_t begin,
 }
 
 bool gaussians(
-    const guava_pose_scene *scene, const PosedTriangle *posed, const guava_posed *out, int64_t begin, int64_t end
+    const guava_pose_scene *scene, const PosedTriangle *posed, const guava_posed *out, int64_t begin,
+    int64_t end
 ) {
     const v4 origin = load3(scene->origin);
     bool fits = true;
@@ -184,7 +192,7 @@ bool gaussians(
                 fits = false;
                 continue;
             }
-            mean = apply(t, load3(scene->positions + 3 * n));
+            mean = apply(t, scene->positions + 3 * n);
             turn = quaternion(t.rows[0], t.rows[1], t.rows[2]);
         }
         v4 q = product(turn, load4(scene->rotations + 4 * n));

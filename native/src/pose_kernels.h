@@ -1,5 +1,5 @@
-// What passes between the posing functions (pose.cpp, once) and their kernels (pose_isa.cpp, once per instruction
-// set). Plain data only.
+// What passes between the posing functions (pose.cpp, once) and their kernels (pose_isa.cpp, once per
+// instruction set). Plain data only.
 #pragma once
 
 #include <stdint.h>
