@@ -51,11 +51,9 @@ def open_animator(avatar: Avatar, template: Template, config: Showing) -> Animat
     from guava.avatar.animate import PRECISIONS, find_device
     from guava.errors import InputError
 
-    if avatar.refiner is None:
-        if config.weights is not None:
-            raise InputError("This avatar needs no weights to be shown.", "Leave out --weights.")
-    elif avatar.refiner.weights.startswith("random:"):
-        warn([note for note in avatar.provenance.notes if "RANDOM" in note])
+    if avatar.refiner is None and config.weights is not None:
+        raise InputError("This avatar needs no weights to be shown.", "Leave out --weights.")
+    warn([note for note in avatar.provenance.notes if "RANDOM" in note])
     refined = avatar.refiner is not None and not config.coarse
     if refined:
         warn(precision_notes(find_device(config.device), config.precision))
@@ -96,9 +94,11 @@ def precision_notes(device: torch.device, precision: str) -> list[str]:
 def facts_of(animator: Animator) -> dict[str, Any]:
     """What a result's sidecar says of the avatar and how it was shown."""
     avatar = animator.avatar
+    baked = avatar.provenance.baked
     return {
         "generator": avatar.provenance.generator,
         "refiner": None if animator.refiner is None else asdict(avatar.refiner),
+        "baked": baked and {"weights": baked.weights, "hash": baked.hash, "mean": baked.mean},
         "template": animator.template.name,
         "template_hash": avatar.template_hash,
         "source_sha256": avatar.source.sha256,

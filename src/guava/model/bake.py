@@ -10,7 +10,8 @@ by conjugate gradients on the normal equations: drawing is A_k, the drawing's gr
 no learning rate. p is the coarse RGB under the one affine change of colour that explains the refiner best; a
 Gaussian that no fitted picture shows keeps it. Opacities, sizes and places, which enter nonlinearly, follow
 by a few hundred steps of Adam, and the colours are solved once more. What a Gaussian is bound to stays, so
-that the avatar moves as before.
+that the avatar moves as before. Before all that, the half pixel by which the splatter widens everything goes
+into the sizes: plain Gaussians are shown at any size, the refiner knows them at one.
 
 What is lost is measured on poses and views that were not fitted (:class:`guava.avatar.BakeReport`).
 docs/baking.md has figures.
@@ -138,7 +139,7 @@ class BakeConfig:
     fitted: tuple[tuple[BakePose, View], ...] = FITTED
     judged_poses: tuple[BakePose, ...] = JUDGED_POSES
     judged_views: tuple[View, ...] = JUDGED_VIEWS
-    iterations: int = 8
+    iterations: int = 4
     steps: int = 200
     prior: float = 0.1
     samples: int = 2
@@ -197,6 +198,8 @@ def bake(
         for pose, camera in work("refined pictures", fitted, _REFINE)
     ]
     scene = _Scene(frames, coarse.gaussians.opacities, coarse.conventions, backend)
+    shapes = widened(scene, coarse.gaussians)
+    scene = scene.with_shapes(shapes)
     colors = coarse.gaussians.features[:, :3]
     prior = affine_prior(scene, colors, work("colours", range(len(frames))))
 
@@ -204,10 +207,10 @@ def bake(
         return solve_colors(scene, start, prior, config.prior, config.iterations, work.passes("colours"))
 
     fit = solve(scene, prior)
-    shapes = None
     if config.steps:
-        shapes, fit = refine_shapes(scene, coarse.gaussians, fit, config.steps, work.passes("shapes"))
-        fit = solve(scene.with_shapes(shapes), fit)
+        change, fit = refine_shapes(scene, coarse.gaussians, fit, config.steps, work.passes("shapes"))
+        fit = solve(scene.with_shapes(change), fit)
+        shapes = change.after(shapes)
     baked = baked_avatar(avatar, fit, shapes)
 
     judged = [(pose, view) for pose in config.judged_poses for view in config.judged_views]
@@ -376,6 +379,10 @@ class _Shapes:
     growth: Tensor
     shift: Tensor
 
+    def after(self, first: _Shapes) -> _Shapes:
+        """Both changes, one after the other."""
+        return _Shapes(self.opacities, first.growth + self.growth, first.shift + self.shift)
+
 
 @dataclass(frozen=True)
 class _Scene:
@@ -526,6 +533,30 @@ def _transposed(
 
 
 # --- the rest: opacities, sizes and places ---
+
+_BOX = 1 / 12
+"""Variance of a pixel's square, in square pixels."""
+
+
+def widened(scene: _Scene, gaussians: Gaussians) -> _Shapes:
+    """Sizes at which a picture of S x S samples a pixel looks as one of a single sample does, in which the
+    refiner knows the Gaussians.
+
+    The splatter widens everything by ``eps2d`` square pixels of what it draws, and averaging S x S samples
+    widens by (1 - 1 / S^2) / 12. At other sizes, or with more samples, Gaussians would be thinner than the
+    refiner saw them, and outlines with them. The difference, in metres at the fitted pictures' distance, goes
+    into the scales; with that the avatar looks about the same at all sizes.
+    """
+    apart = [1 - 1 / frame.samples**2 for frame in scene.frames]
+    variance = torch.zeros_like(gaussians.opacities)
+    for frame, share in zip(scene.frames, apart, strict=True):
+        depth = frame.camera.transform(frame.means)[:, 2]
+        pixel = frame.samples * depth / frame.camera.intrinsics[0, 0] / frame.ratio[:, 0].clamp(min=1e-3)
+        variance += share * (scene.conventions.eps2d - _BOX) * pixel.square() / len(scene.frames)
+    known = gaussians.scales.clamp(min=1e-9).square()
+    growth = (1 + variance.clamp(min=0)[:, None] / known).log() / 2
+    return _Shapes(scene.opacities, growth, torch.zeros_like(gaussians.positions))
+
 
 _COLOR_RATE, _OPACITY_RATE, _SIZE_RATE, _SHIFT_RATE = 0.01, 0.03, 0.01, 0.03
 """Learning rates at the start: of colours, of opacities' logits, of sizes' logarithms, and of places in units
