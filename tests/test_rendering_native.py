@@ -167,6 +167,20 @@ def test_every_instruction_set(isa):
         assert_gradients_near(grads, wanted_grads)
 
 
+@pytest.mark.parametrize("name", ["rgb", "odd latents", "nothing but alpha"])
+def test_every_number_is_written(name, monkeypatch):
+    """New memory may hold anything: pictures' edges, empty tiles and what is not drawn must be filled too."""
+    scene = random_scene(**SCENES[name]).to(torch.float32)
+    wanted, wanted_grads = gradients(scene, backend="native")
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size: empty(*size).fill_(torch.nan))
+    monkeypatch.setattr(torch, "empty_like", lambda t: empty(t.shape).fill_(torch.nan))
+    out, grads = gradients(scene, backend="native")
+    assert_same(out, wanted)
+    assert all(torch.equal(grads[key], wanted_grads[key]) for key in NAMES)
+    assert_same(draw(scene), wanted)
+
+
 def test_each_gradient_by_itself_is_the_same():
     """Kernels skip what is not asked for."""
     scene = random_scene(120, 4, 30, 30, 12).to(torch.float32)
