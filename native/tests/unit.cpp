@@ -1,6 +1,7 @@
 // Unit tests of the native splatter through its C interface: a plain program, so that it also runs under qemu and
 // sanitizers. The reference is a naive implementation in double precision, written from the formulas of
-// src/guava/rendering/splatting.py; gradients are its central differences. Prints "N passed, 0 failed".
+// src/guava/rendering/splatting.py; gradients are its central differences. Runs animation.cpp as well. Prints
+// "N passed, 0 failed".
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -707,7 +708,11 @@ void test_two_contexts() {
 
 } // namespace
 
+void animation_tests(void (*check)(bool good, const char *what)); // animation.cpp
+
 int main() {
+    where = "animation";
+    animation_tests(check);
     test_forward();
     test_limits();
     test_backward();
