@@ -173,6 +173,35 @@ def test_frames_are_renders_over_a_background(avatar, template, refined, size):
     assert "convert" in fast.seconds and fast.frames == 3
 
 
+@pytest.mark.filterwarnings("ignore:Splatting on the CPU is several times slower")
+@pytest.mark.parametrize("refined", [False, True])
+def test_the_slow_path_draws_the_same_pictures(avatar, template, refined, monkeypatch):
+    options = {"refiner": Recorder(lift=0.1)} if refined else {"coarse": True}
+    pose = avatar.source.pose
+    fast = Animator(avatar, template, **options).frame(pose, background=(0.2, 0.9, 0.4))
+    monkeypatch.setenv("GUAVA_NATIVE", "off")
+    slow = Animator(avatar, template, **options).frame(pose, background=(0.2, 0.9, 0.4))
+    difference = (fast.int() - slow.int()).abs()
+    assert difference.max() <= 2 and difference.float().mean() < 0.02
+    assert fast.float().std() > 20
+
+
+@pytest.mark.parametrize(
+    "precision, amx, words",
+    [
+        ("fp32", False, ""), ("bf16", True, ""), ("bf16", None, ""), ("bf16", False, "AMX"),
+        ("fp16", True, "fp16"),
+    ],
+)
+def test_slow_precisions_are_told(monkeypatch, precision, amx, words):
+    from guava.commands.showing import precision_notes
+
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    notes = precision_notes(torch.device("cpu"), precision)
+    assert len(notes) == bool(words) and words in "".join(notes)
+    assert precision_notes(torch.device("cuda"), precision) == []
+
+
 def test_what_is_handed_out_is_not_drawn_over(avatar, template):
     animator = Animator(avatar, template, refiner=Recorder())
     pose = avatar.source.pose

@@ -1,5 +1,5 @@
-// Unit tests of skinning, posing and 8-bit frames, beside unit.cpp; references in double precision by loops, and
-// memory of exactly the right size for the sanitizers.
+// Unit tests of skinning, posing and 8-bit frames, beside unit.cpp; references in double precision by loops,
+// and memory of exactly the right size for the sanitizers.
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -82,7 +82,8 @@ struct Figure {
         means.resize(3 * kGaussians), turned.resize(4 * kGaussians), scaled.resize(3 * kGaussians);
         scene.count = kGaussians, scene.vertices = kVertices, scene.faces = kFaces, scene.joints = kJoints;
         scene.influences = kInfluences, scene.mean_edge = 1;
-        scene.positions = positions.data(), scene.rotations = quaternions.data(), scene.scales = scales.data();
+        scene.positions = positions.data(), scene.rotations = quaternions.data();
+        scene.scales = scales.data();
         scene.barycentrics = barycentrics.data(), scene.local_offset = offset.data();
         scene.sigma = sigma.data(), scene.triangle_rotation = triangle_rotation.data();
         scene.skin_weights = skin_weights.data(), scene.skin_indices = skin_indices.data();
@@ -221,8 +222,8 @@ void test_frames(guava_context *context, Check check) {
             const std::vector<float> features = random.many(5 * pixels, -0.1f, 1.1f);
             const std::vector<float> alpha = random.many(pixels, 0, 1);
             std::vector<uint8_t> rgb(size_t(height) * 40, 9);
-            const guava_frame frame = {width, height, samples, 5, glowing, features.data(), alpha.data(), nullptr,
-                                       {0.2f, 0.5f, 1}, 40, rgb.data()};
+            const guava_frame frame = {width, height, samples, 5, glowing, features.data(), alpha.data(),
+                                       nullptr, {0.2f, 0.5f, 1}, 40, rgb.data()};
             check(guava_frame_rgb8(context, &frame) == GUAVA_OK, "a frame is drawn");
             double worst = 0;
             for (int y = 0; y < height; ++y)
@@ -238,7 +239,8 @@ void test_frames(guava_context *context, Check check) {
                     const double bright = std::fmax(std::fmax(mean[0], mean[1]), mean[2]);
                     const double a = glowing ? std::fmin(std::fmax(mean[3], bright), 1) : mean[3];
                     for (int d = 0; d < 3; ++d) {
-                        const double over = std::fmin(std::fmax(mean[d], 0), a) + frame.background[d] * (1 - a);
+                        const double front = std::fmin(std::fmax(mean[d], 0), a);
+                        const double over = front + frame.background[d] * (1 - a);
                         const double level = std::fmin(std::fmax(over, 0), 1) * 255;
                         worst = std::fmax(worst, std::fabs(level - rgb[size_t(y) * 40 + 3 * x + d]));
                     }

@@ -35,7 +35,7 @@ class Showing:
     device: str = "cpu"
     """Where everything runs: cpu or cuda."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the refiner. On a CPU, bf16 is for those with AMX; elsewhere it is slower."""
+    """Of the refiner. On a CPU, bf16 is for those with AMX; on others it may be slower."""
     noise: int | None = None
     """Seed of the random noise that the authors' refiner draws at every frame; without it there is none."""
 
@@ -75,10 +75,11 @@ def open_animator(avatar: Avatar, template: Template, config: Showing) -> Animat
 
 
 def precision_notes(device: torch.device, precision: str) -> list[str]:
-    """What is to be said of a precision before it costs time.
+    """What is to be said of a precision before it costs time (docs/animation.md has the figures).
 
-    Only AMX makes bfloat16 faster than single precision: AVX-512's dot product of bfloat16 does no more
-    multiplications a cycle than two single-precision units, and what has neither converts back and forth.
+    AMX makes bfloat16 faster than single precision. AVX-512's dot product of bfloat16 does as many
+    multiplications a cycle as Intel's two single-precision units, and what has neither converts back and
+    forth.
     """
     import torch
 
@@ -88,7 +89,7 @@ def precision_notes(device: torch.device, precision: str) -> list[str]:
     if precision == "bf16" and (has_amx or has_amx is None):
         return []
     reason = "has no AMX" if precision == "bf16" else "computes with fp16 no faster"
-    return [f"This CPU {reason}: --precision {precision} is probably slower here than fp32."]
+    return [f"This CPU {reason}: --precision {precision} may be slower here than fp32."]
 
 
 def facts_of(animator: Animator) -> dict[str, Any]:
