@@ -151,7 +151,8 @@ def measure(
 
     def cell(function: Callable[[], None]) -> dict:
         before = reset_peak_rss()
-        times = interleave({"": Cell(function)}, rounds)[""][""].report()
+        stages = interleave({"": Cell(function)}, rounds)[""]
+        times = stages[""].report() | {"cpu_ms": round(stages["cpu"].median, 2)}
         if before is None:
             return times
         peak = resident("VmHWM")
