@@ -23,7 +23,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -299,7 +299,9 @@ def isa_flags(compiler: Compiler, target: Target, isa: str) -> list[str]:
     return flags
 
 
-def compile_flags(compiler: Compiler, target: Target, sanitize: str = "") -> list[str]:
+def compile_flags(
+    compiler: Compiler, target: Target, sanitize: str = "", debug: bool = False
+) -> list[str]:
     """Flags for every file, before those of its instruction set."""
     flags = [*COMPILE, *_target_flags(compiler, target)]
     if target.system != "windows":
@@ -308,6 +310,8 @@ def compile_flags(compiler: Compiler, target: Target, sanitize: str = "") -> lis
         flags += [*SANITIZED, f"-fsanitize={sanitize}"]
     elif compiler.kind == "zig":
         flags.append("-fno-sanitize=undefined")  # zig adds traps by default in some modes
+    if debug:
+        flags.append("-g")
     if compiler.kind == "gcc":
         flags.append("-Wno-psabi")  # about vectors as arguments between compilers: our interface has none
     else:
@@ -322,6 +326,7 @@ def link_flags(
     *,
     program: bool = False,
     exports: Path | None = None,
+    debug: bool = False,
 ) -> list[str]:
     """Flags for a shared library (or a program of the unit tests). ``exports``: an ELF version script."""
     flags = ["-pthread", *_target_flags(compiler, target)]
@@ -339,11 +344,13 @@ def link_flags(
     if target.elf:
         # What is not ours stays inside even where its headers ask for visibility (operator new, std's
         # templates); nothing may be left to be found at load time.
-        flags += [f"-Wl,--version-script={exports}", "-Wl,-z,defs", "-Wl,--gc-sections", "-s"]
+        flags += [f"-Wl,--version-script={exports}", "-Wl,-z,defs", "-Wl,--gc-sections"]
     elif target.system == "macos":
-        flags += ["-Wl,-dead_strip", "-Wl,-x", "-install_name", f"@rpath/{target.library}"]
+        flags += ["-Wl,-dead_strip", "-install_name", f"@rpath/{target.library}"]
     else:
-        flags += ["-Wl,--gc-sections", "-s"]
+        flags.append("-Wl,--gc-sections")
+    if not debug:
+        flags.append("-Wl,-x" if target.system == "macos" else "-s")
     return flags
 
 
@@ -429,7 +436,8 @@ def build(
     *,
     sanitize: str = "",
     unit_tests: bool = False,
-    say=lambda text: None,
+    debug: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Built:
     """Build the library (or the unit tests' program); only what changed is compiled.
 
@@ -438,6 +446,7 @@ def build(
         compiler: A command or "zig"; by default the first that works.
         out: Folder to put it in.
         sanitize: "address,undefined" or "thread"; only for the unit tests.
+        debug: Keep symbols and line numbers; the code is the same.
         say: Gets lines about the progress, and the compiler's warnings.
 
     Raises:
@@ -451,10 +460,12 @@ def build(
     if compiler.kind != "zig" and target.abi.startswith("gnu."):
         target = replace(target, abi="gnu")  # the glibc of this system, whichever it is
     say(f"native: {compiler.version}, for {target.zig}")
-    kind = "-".join(filter(None, (target.zig, compiler.kind, sanitize.replace(",", "-"))))
+    kind = "-".join(
+        filter(None, (target.zig, compiler.kind, sanitize.replace(",", "-"), "debug" if debug else ""))
+    )
     work = _work_folder() / kind
     work.mkdir(parents=True, exist_ok=True)
-    flags = [*compile_flags(compiler, target, sanitize), f"-I{SOURCES / 'include'}", f"-I{SOURCES / 'src'}"]
+    flags = [*compile_flags(compiler, target, sanitize, debug), f"-I{SOURCES / 'include'}", f"-I{SOURCES / 'src'}"]
     info = f"source={source_hash()} compiler={compiler.version} target={target.zig}"
     headers = _hash_files([*(SOURCES / "include").iterdir(), *(SOURCES / "src").glob("*.h"),
                            *(SOURCES / "tests").glob("*.h")])
@@ -493,7 +504,7 @@ def build(
         out = PACKAGE if _is_host(target) else work
     out.mkdir(parents=True, exist_ok=True)
     script = _version_script(work)
-    link = link_flags(compiler, target, sanitize, program=unit_tests, exports=script)
+    link = link_flags(compiler, target, sanitize, program=unit_tests, exports=script, debug=debug)
     key = hashlib.sha256(repr((compiler, link, script.read_text(), objects)).encode()).hexdigest()
     final, made = out / name, work / name
     if not _is_made(made, key):
@@ -572,6 +583,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="folder for the library or program")
     parser.add_argument("--sanitize", default="", help="address,undefined or thread (with --unit-tests)")
     parser.add_argument("--unit-tests", action="store_true", help="the program of native/tests, no library")
+    parser.add_argument("--debug", action="store_true", help="keep symbols and line numbers")
     parser.add_argument("--requirements", action="store_true", help="print what pip must install, and stop")
     parser.add_argument("--ziglang", action="store_true", help="print which ziglang to install, and stop")
     arguments = parser.parse_args()
@@ -585,7 +597,7 @@ def main() -> int:
             return 0
         build(
             target, arguments.compiler, arguments.out and arguments.out.resolve(),
-            sanitize=arguments.sanitize, unit_tests=arguments.unit_tests, say=print,
+            sanitize=arguments.sanitize, unit_tests=arguments.unit_tests, debug=arguments.debug, say=print,
         )
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
