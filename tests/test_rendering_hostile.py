@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from splat_scenes import Scene, clear_of_limits, gradients, random_scene, turned_camera
+from splat_scenes import NAMES, Scene, clear_of_limits, gradients, random_scene, turned_camera
 
 from guava import native
 from guava.camera import Camera
-from guava.rendering import GSPLAT, THREE_DGS, SplatConventions, splat
+from guava.rendering import GSPLAT, THREE_DGS, SplatConventions, splat, splat_native
 from guava.rendering.splatting import normalized_frustum
 
 BACKENDS = ["native", "numba", "torch"]
@@ -267,6 +267,37 @@ def test_a_large_picture_with_few_gaussians():
     assert int((out.alpha > 0).sum()) <= 9 * 25
     assert float(out.features[..., 0].sum()) == pytest.approx(float(out.alpha.sum()), rel=1e-5)
     del out
+
+
+def test_gradients_of_millions_of_pairs():
+    """More Gaussian-tile pairs than the backward pass takes at once: the picture goes in bands. All but a few
+    Gaussians lie behind walls that nobody sees through, so that the same gradients are known without them."""
+    seen = random_scene(150, 3, 1024, 512, 48, sigma=0.1, clear=False).to(torch.float32)
+    view = seen.camera.world_to_camera
+    away = view[:3, :3].T @ (torch.tensor([0.0, 0.0, 20.0]) - view[:3, 3])  # 20 m before the camera
+    behind = 2 + 2100
+    generator = torch.Generator().manual_seed(4)
+    scene = Scene(
+        torch.cat([seen.means, away.repeat(behind, 1) + 0.01 * torch.rand(behind, 3, generator=generator)]),
+        torch.cat([seen.quaternions, torch.tensor([[1.0, 0, 0, 0]]).repeat(behind, 1)]),
+        torch.cat([seen.scales, torch.full((behind, 3), 1e3)]),
+        torch.cat([seen.opacities, torch.ones(behind)]),
+        torch.cat([seen.features, torch.rand(behind, 3, generator=generator)]), seen.background, seen.camera,
+    )
+    order = (scene.means @ view[2, :3]).argsort()
+    scene = scene.rows(order)  # by depth: two walls, and what they hide, come last
+    few = len(seen.means) + 2
+    out, grads = gradients(scene.rows(slice(few)), backend="native")
+    with splat_native.recorded_stats() as stats:
+        crowded, crowded_grads = gradients(scene, backend="native")
+    assert stats[1].pairs > 4_200_000  # of 48 bytes or more: 192 MB are taken at once
+    assert torch.equal(crowded.features, out.features)
+    for name, wanted in grads.items():
+        got = crowded_grads[name]
+        if name in NAMES[:5]:
+            assert not got[few:].any()
+            got = got[:few]
+        torch.testing.assert_close(got, wanted, atol=1e-6 * float(wanted.abs().max()), rtol=1e-5)
 
 
 def test_thousands_on_one_pixel():

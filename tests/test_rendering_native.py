@@ -95,8 +95,8 @@ SCENES = {
         "count": 40, "channels": 3, "width": 30, "height": 40, "seed": 10, "sigma": 0.8,
         "opacity": (0.9995, 1.0),
     },
-    # Many per tile, each smaller than a pixel.
-    "dust": {"count": 1500, "channels": 3, "width": 24, "height": 24, "seed": 9, "sigma": 0.003},
+    # Thousands in a tile, each smaller than a pixel.
+    "dust": {"count": 4000, "channels": 3, "width": 18, "height": 14, "seed": 9, "sigma": 0.003},
 }
 
 
