@@ -36,8 +36,9 @@ class Config:
     template: str | None = None
     """The body template that the avatar must belong to. Files find theirs by themselves; this only checks
     it."""
-    steps: int = 200
-    """Steps of fitting sizes and opacities, too; 0 fits colours alone, which is quicker and loses more."""
+    steps: int = 0
+    """Steps of fitting opacities, sizes and places too, for instance 200. 0 fits colours alone, which takes a
+    fraction of the time."""
     device: str = "cpu"
     """Where everything runs: cpu or cuda."""
 

@@ -8,10 +8,11 @@ over poses and views that stand for what the avatar will be asked to do, therefo
 
 by conjugate gradients on the normal equations: drawing is A_k, the drawing's gradient is A_k^T, and there is
 no learning rate. p is the coarse RGB under the one affine change of colour that explains the refiner best; a
-Gaussian that no fitted picture shows keeps it. Opacities, sizes and places, which enter nonlinearly, follow
-by a few hundred steps of Adam, and the colours are solved once more. What a Gaussian is bound to stays, so
-that the avatar moves as before. Before all that, the half pixel by which the splatter widens everything goes
-into the sizes: plain Gaussians are shown at any size, the refiner knows them at one.
+Gaussian that no fitted picture shows keeps it. Before that, the half pixel by which the splatter widens
+everything goes into the sizes: plain Gaussians are shown at any size, the refiner knows them at one.
+
+Opacities, sizes and places enter nonlinearly. If asked for, they follow by a few hundred steps of Adam, and
+the colours are solved once more. What a Gaussian is bound to always stays: the avatar moves as before.
 
 What is lost is measured on poses and views that were not fitted (:class:`guava.avatar.BakeReport`).
 docs/baking.md has figures.
@@ -127,9 +128,9 @@ class BakeConfig:
     Attributes:
         fitted: Poses and views that are fitted.
         judged_poses, judged_views: What the loss is measured on, every pose in every view.
-        iterations: Of conjugate gradients, for each of the two solutions of the colours.
-        steps: Of Adam on opacities, sizes, places and colours between the two; 0 solves for colours alone,
-            once.
+        iterations: Of conjugate gradients, for each solution of the colours.
+        steps: Of Adam on opacities, sizes, places and colours, between two solutions of the colours; 0
+            solves for colours alone, once.
         prior: lambda of the module's equation, in pixels: a Gaussian whose weights in all fitted pictures
             sum to less keeps about its prior colour.
         samples: Samples per pixel side that the plain Gaussians are drawn with, for fitting and for judging;
@@ -140,7 +141,7 @@ class BakeConfig:
     judged_poses: tuple[BakePose, ...] = JUDGED_POSES
     judged_views: tuple[View, ...] = JUDGED_VIEWS
     iterations: int = 4
-    steps: int = 200
+    steps: int = 0
     prior: float = 0.1
     samples: int = 2
 
