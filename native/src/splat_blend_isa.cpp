@@ -215,41 +215,69 @@ GUAVA_INLINE bool streamable(const BlendJob &job) {
     return job.constants->channels % kBlockPixels == 0 && (uintptr_t)job.out_features % 64 == 0;
 }
 
+// Channels of `width` pixels in a row, from sums in whole vectors and single channels.
+void write_pixels(const BlendJob &job, const Layout &layout, float *out, int first_pixel, int width,
+                  const float *rest, const float *sums, bool streamed) {
+    for (int pixel = first_pixel; pixel < first_pixel + width; ++pixel, out += layout.channels) {
+        int c = 0;
+        while (c < layout.wide) {
+            const int vectors = layout.wide - c >= 2 * kLanes ? 2 : 1;
+            const float *from = sums + c * kBlockPixels + pixel * vectors * kLanes;
+            for (int v = 0; v < vectors; ++v, c += kLanes, from += kLanes) {
+                vf value = load(from);
+                if (job.background) value += rest[pixel] * load(job.background + c);
+                if (streamed) stream(out + c, value);
+                else store(out + c, value);
+            }
+        }
+        for (; c < layout.channels; ++c) {
+            const float behind = job.background ? rest[pixel] * job.background[c] : 0.0f;
+            out[c] = sums[c * kBlockPixels + pixel] + behind;
+        }
+    }
+}
+
+// The same for N channels, [channel][pixel], that lie behind one another.
+template <int N>
+GUAVA_INLINE void write_few(const BlendJob &job, float *out, int first_pixel, int width, const float *rest,
+                            const float *sums) {
+    float background[N];
+    for (int c = 0; c < N; ++c) background[c] = job.background ? job.background[c] : 0.0f;
+    for (int x = 0; x < width; ++x)
+        for (int c = 0; c < N; ++c) {
+            const int pixel = first_pixel + x;
+            out[x * N + c] = sums[c * kBlockPixels + pixel] + rest[pixel] * background[c];
+        }
+}
+
+template <int kFused>
 void write_block(const BlendJob &job, const Layout &layout, const TilePlace &tile, int block,
                  const BlockState &state, const float *sums, bool streamed) {
     const SplatConstants &k = *job.constants;
     const int left = tile.x + block % (kTile / kBlock) * kBlock, top = tile.y + block / (kTile / kBlock) * kBlock;
     const int width = k.width - left < kBlock ? k.width - left : kBlock;
     const int height = k.height - top < kBlock ? k.height - top : kBlock;
-    alignas(64) float rest[kBlockPixels], depth[kBlockPixels];
+    alignas(64) float rest[kBlockPixels], alpha[kBlockPixels], depth[kBlockPixels];
     for (int part = 0; part < kParts; ++part) {
         store(rest + part * kLanes, state.left[part]);
+        store(alpha + part * kLanes, 1.0f - state.left[part]);
         store(depth + part * kLanes, state.depth[part]);
     }
-    for (int y = 0; y < height; ++y)
-        for (int x = 0; x < width; ++x) {
-            const int pixel = y * kBlock + x;
-            const size_t place = (size_t)(top + y) * (size_t)k.width + (size_t)(left + x);
-            if (job.out_alpha) job.out_alpha[place] = 1.0f - rest[pixel];
-            if (job.out_depth) job.out_depth[place] = depth[pixel];
-            if (!job.out_features) continue;
-            float *out = job.out_features + place * (size_t)layout.channels;
-            int c = 0;
-            while (c < layout.wide) {
-                const int vectors = layout.wide - c >= 2 * kLanes ? 2 : 1;
-                const float *from = sums + c * kBlockPixels + pixel * vectors * kLanes;
-                for (int v = 0; v < vectors; ++v, c += kLanes, from += kLanes) {
-                    vf value = load(from);
-                    if (job.background) value += rest[pixel] * load(job.background + c);
-                    if (streamed) stream(out + c, value);
-                    else store(out + c, value);
-                }
-            }
-            for (; c < layout.channels; ++c) {
-                const float behind = job.background ? rest[pixel] * job.background[c] : 0.0f;
-                out[c] = sums[c * kBlockPixels + pixel] + behind;
-            }
+    const size_t row_bytes = sizeof(float) * (size_t)width;
+    for (int y = 0; y < height; ++y) {
+        const int first = y * kBlock;
+        const size_t place = (size_t)(top + y) * (size_t)k.width + (size_t)left;
+        if (job.out_alpha) __builtin_memcpy(job.out_alpha + place, alpha + first, row_bytes);
+        if (job.out_depth) __builtin_memcpy(job.out_depth + place, depth + first, row_bytes);
+        if (!job.out_features) continue;
+        float *out = job.out_features + place * (size_t)layout.channels;
+        if constexpr (kFused > 0) {
+            if (width == kBlock) write_few<kFused>(job, out, first, kBlock, rest, sums);
+            else write_few<kFused>(job, out, first, width, rest, sums);
+        } else {
+            write_pixels(job, layout, out, first, width, rest, sums, streamed);
         }
+    }
 }
 
 void write_empty_tile(const BlendJob &job, const TilePlace &tile, bool streamed) {
@@ -318,7 +346,7 @@ void blend_tile(
             if (first == begin) __builtin_memset(sums, 0, sizeof(float) * block_sums);
             const int listed = list_block(s.batch, (int)count, block);
             blend_block<kFused>(job, s, layout, block, listed, sums, counts);
-            if (last) write_block(job, layout, place, block, s.states[block], sums, streamed);
+            if (last) write_block<kFused>(job, layout, place, block, s.states[block], sums, streamed);
         }
     }
 }
