@@ -465,7 +465,8 @@ def build(
     )
     work = _work_folder() / kind
     work.mkdir(parents=True, exist_ok=True)
-    flags = [*compile_flags(compiler, target, sanitize, debug), f"-I{SOURCES / 'include'}", f"-I{SOURCES / 'src'}"]
+    flags = compile_flags(compiler, target, sanitize, debug)
+    flags += [f"-I{SOURCES / 'include'}", f"-I{SOURCES / 'src'}"]
     info = f"source={source_hash()} compiler={compiler.version} target={target.zig}"
     headers = _hash_files([*(SOURCES / "include").iterdir(), *(SOURCES / "src").glob("*.h"),
                            *(SOURCES / "tests").glob("*.h")])
