@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -73,7 +74,7 @@ class DetectionCache:
             try:
                 with np.load(path, allow_pickle=False) as arrays:
                     frames += _unpack(dict(arrays))
-            except (OSError, ValueError, KeyError, EOFError):
+            except (OSError, ValueError, KeyError, EOFError, BadZipFile):
                 path.unlink()  # cut short; its frames are looked at again
                 break
             self._chunks += 1
