@@ -150,7 +150,8 @@ def table_rows(times: dict[str, dict[str, Times]], roof: dict, threads: int) -> 
 
     def forward_row(what: str, cell: str, bound: float, peer: str) -> Row:
         t, other = whole(cell), whole(peer)
-        note = f"numba backend {other.median:.0f} ms"
+        cpu = times[cell]["cpu"].median
+        note = f"numba backend {other.median:.0f} ms; processor time {cpu:.1f} ms"
         return Row(what, t.median, "ms", bound, True, note, t.quiet, {"spread": t.report()})
 
     def ratio_row(what: str, above: Times, below: Times, bound: float | None, note: str) -> Row:
@@ -160,14 +161,15 @@ def table_rows(times: dict[str, dict[str, Times]], roof: dict, threads: int) -> 
     blend, single = times["forward"]["blend"], times["forward, 1 thread"]
     naive, per_pixel = whole("naive C++"), whole("numba, per pixel")
     former = times["numba backend, blend"][""]
-    both = whole("forward + backward")
+    both, both_cpu = whole("forward + backward"), times["forward + backward"]["cpu"].median
     new = whole("forward, new memory").median
     first = forward_row("150 k, 32 channels, 512x512: forward", "forward", 30, "numba backend")
     beside = f"blend {blend.median:.1f} ms, "
     rows = [
         Row(**{**vars(first), "note": f"{first.note}; into new memory {new:.1f} ms"}),
-        Row("the same: forward + backward", both.median, "ms", 85, True, "no fast CPU peer has gradients",
-            both.quiet, {"spread": both.report()}),
+        Row("the same: forward + backward", both.median, "ms", 85, True,
+            f"no fast CPU peer has gradients; processor time {both_cpu:.1f} ms", both.quiet,
+            {"spread": both.report()}),
         ratio_row("blend against the naive C++ loop", naive, blend, 6, f"{beside}C++ {naive.median:.0f} ms"),
         ratio_row("blend against numba per pixel", per_pixel, blend, 7,
                   f"{beside}numba {per_pixel.median:.0f} ms"),
