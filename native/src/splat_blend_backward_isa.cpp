@@ -130,9 +130,7 @@ int sweep_forward(const SplatConstants &k, const float *features, Scratch &s, in
                 if (drawn) fetch_row(features, g.id, channels);
             }
         }
-        vm open = less(limit, state.running[0]);
-        for (int part = 1; part < kParts; ++part) open = either(open, less(limit, state.running[part]));
-        if (!any(open)) break;
+        if (!any_open(state.running, k.transmittance_min)) break;
     }
     s.states[block] = state;
     return count;
@@ -335,7 +333,7 @@ void tile_backward(const BlendBackwardJob &job, Scratch &s, int64_t tile, int64_
     float *slots = job.slots + (size_t)(begin - job.first_pair) * stride;
     if (length) __builtin_memset(slots, 0, sizeof(float) * stride * length);
     begin_tile(k, s, left, top);
-    const int batches = (int)((length + kBatch - 1) / kBatch);
+    int batches = (int)((length + kBatch - 1) / kBatch);
     const auto load_batch_of = [&](int batch) {
         const uint32_t first = (uint32_t)batch * kBatch, rest = length - first;
         const int count = rest < kBatch ? (int)rest : kBatch;
@@ -345,16 +343,21 @@ void tile_backward(const BlendBackwardJob &job, Scratch &s, int64_t tile, int64_
     const auto outside = [&](int block) {
         return left + block % 4 * kBlock >= k.width || top + block / 4 * kBlock >= k.height;
     };
-    // A list of several batches is gone through twice: its last batch's transmittances are needed first.
-    if (batches > 1)
-        for (int batch = 0; batch < batches; ++batch) {
-            const int count = load_batch_of(batch);
-            for (int block = 0; block < kTileBlocks; ++block) {
-                for (int part = 0; part < kParts; ++part)
-                    store(s.checkpoints[batch][block] + part * kLanes, s.states[block].running[part]);
-                if (!outside(block)) sweep_forward<false>(k, nullptr, s, block, list_block(s.batch, count, block));
-            }
+    // A list of several batches is gone through twice: its last batch's transmittances are needed first. Batches behind
+    // which nothing is seen are left out.
+    for (int batch = 0; batches > 1 && batch < batches; ++batch) {
+        const int count = load_batch_of(batch);
+        bool open = false;
+        for (int block = 0; block < kTileBlocks; ++block) {
+            for (int part = 0; part < kParts; ++part)
+                store(s.checkpoints[batch][block] + part * kLanes, s.states[block].running[part]);
+            if (outside(block)) continue;
+            sweep_forward<false>(k, nullptr, s, block, list_block(s.batch, count, block));
+            open = open || any_open(s.states[block].running, k.transmittance_min);
         }
+        if (!open) batches = batch + 1;
+    }
+    const bool several = length > (uint32_t)kBatch;
     NextTile next = next_tile(job.records, job.features, k.channels, job.starts, job.ids, tile, tile_end);
     for (int batch = batches - 1; batch >= 0; --batch) {
         const int gaussians = load_batch_of(batch);
@@ -364,7 +367,7 @@ void tile_backward(const BlendBackwardJob &job, Scratch &s, int64_t tile, int64_
             const int x = left + block % 4 * kBlock, y = top + block / 4 * kBlock;
             const int listed = list_block(s.batch, gaussians, block);
             int rows;
-            if (batches > 1) {
+            if (several) {
                 BlockState &state = s.states[block], final = state;
                 for (int part = 0; part < kParts; ++part)
                     state.running[part] = load(s.checkpoints[batch][block] + part * kLanes);
@@ -374,7 +377,7 @@ void tile_backward(const BlendBackwardJob &job, Scratch &s, int64_t tile, int64_
                 rows = sweep_forward<true>(k, job.features, s, block, listed);
             }
             if (!rows) { // S does not change
-                if (batch == batches - 1 && batches > 1) {
+                if (batch == batches - 1 && several) {
                     load_gradients(job, s.gradients, x, y);
                     begin_backward(job, s, block);
                 }

@@ -180,9 +180,7 @@ void blend_block(
                 }
             }
         }
-        vm open = less(limit, state.running[0]);
-        for (int part = 1; part < kParts; ++part) open = either(open, less(limit, state.running[part]));
-        if (!any(open)) break;
+        if (!any_open(state.running, k.transmittance_min)) break;
     }
     if (kFused < 0 && rows.count) {
         counts.weights += rows.count * kBlockPixels;
@@ -329,27 +327,37 @@ void blend_tile(
     const size_t block_sums = (size_t)layout.channels * kBlockPixels;
     begin_tile(s, place);
     const bool several = end - begin > kBatch;
+    const auto outside = [&](int block) {
+        return block % 4 * kBlock >= place.width || block / 4 * kBlock >= place.height;
+    };
+    const auto sums_of = [&](int block) { return s.sums + (several ? (size_t)block * block_sums : 0); };
     NextTile next = next_tile(job.records, job.features, k.channels, job.starts, job.ids, tile, tile_end);
     for (uint32_t first = begin; first < end; first += kBatch) {
         const uint32_t count = end - first < kBatch ? end - first : kBatch;
-        const bool last = first + count == end;
         load_batch(s.batch, job.records, job.ids + first, (int)count, (float)place.x, (float)place.y,
                    k.log2_alpha_min);
         if (kFused > 0)
             for (uint32_t j = 0; j < count; ++j)
                 for (int c = 0; c < kFused; ++c)
                     s.fused_features[j][c] = job.features[(size_t)job.ids[first + j] * kFused + c];
+        bool open = false;
         for (int block = 0; block < kTileBlocks; ++block) {
             next.fetch_part(block);
-            if (block % 4 * kBlock >= place.width || block / 4 * kBlock >= place.height) continue;
-            float *sums = s.sums + (several ? (size_t)block * block_sums : 0);
+            if (outside(block)) continue;
+            float *sums = sums_of(block);
             if (first == begin) __builtin_memset(sums, 0, sizeof(float) * block_sums);
             const int listed = list_block(s.batch, (int)count, block);
             blend_block<kFused>(job, s, layout, block, listed, sums, counts);
-            if (last) write_block<kFused>(job, layout, place, block, s.states[block], sums, streamed);
+            if (several) open = open || any_open(s.states[block].running, k.transmittance_min);
+            else write_block<kFused>(job, layout, place, block, s.states[block], sums, streamed);
         }
+        if (several && !open) break; // however many Gaussians lie behind
     }
+    for (int block = 0; several && block < kTileBlocks; ++block)
+        if (!outside(block))
+            write_block<kFused>(job, layout, place, block, s.states[block], sums_of(block), streamed);
 }
+
 
 void blend(const BlendJob *job, int64_t tile_begin, int64_t tile_end, void *scratch, BlendCounts *counts) {
     Scratch &s = *static_cast<Scratch *>(scratch);

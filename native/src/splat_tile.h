@@ -154,6 +154,13 @@ void load_batch(
     }
 }
 
+// Whether a pixel of a block has not ended.
+GUAVA_INLINE bool any_open(const vf running[kParts], float transmittance_min) {
+    vm open = less(splat(transmittance_min), running[0]);
+    for (int part = 1; part < kParts; ++part) open = either(open, less(splat(transmittance_min), running[part]));
+    return any(open);
+}
+
 // Those of the batch that may reach a block, in order, in batch.list. Returns how many.
 GUAVA_INLINE int list_block(Batch &batch, int count, int block) {
     int listed = 0;

@@ -454,6 +454,7 @@ void test_limits() {
         Scene deep = random_scene(2600, channels, 13, 9, kGsplat, 10, 4); // lists longer than a batch
         for (float &x : deep.values[kOpacities]) x *= 0.02f;
         compare_forward(deep, "long lists", 4e-5);
+        compare_forward(random_scene(2600, channels, 13, 9, kGsplat, 15, 9), "long opaque lists", 4e-5);
         Scene faint = random_scene(100, channels, 30, 30, kGsplat, 11);
         faint.alpha_min = 1e-12f;
         compare_forward(faint, "alpha_min 1e-12");
@@ -481,6 +482,7 @@ void test_backward() {
         Scene deep = random_scene(2600, 5, 6, 5, flags, 22, 4);
         for (float &x : deep.values[kOpacities]) x *= 0.02f;
         compare_backward(deep, "backward of long lists", 12);
+        compare_backward(random_scene(2600, 5, 6, 5, flags, 25, 9), "backward of long opaque lists", 12);
         Scene without = random_scene(12, 3, 20, 20, flags, 23);
         without.has_background = false;
         compare_backward(without, "backward without background", 20);
