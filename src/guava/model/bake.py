@@ -563,7 +563,7 @@ _COLOR_RATE, _OPACITY_RATE, _SIZE_RATE, _SHIFT_RATE = 0.01, 0.03, 0.01, 0.03
 """Learning rates at the start: of colours, of opacities' logits, of sizes' logarithms, and of places in units
 of the Gaussian's size."""
 
-_FAINT_GRADIENT = 0.3
+_FAINT_GRADIENT = 0.01
 """Adam's eps, in units of summed squared errors: Gaussians that hardly show move little."""
 
 _ALPHA_WEIGHT = 0.3
