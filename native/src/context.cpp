@@ -37,7 +37,8 @@ std::align_val_t alignment_of(size_t bytes) {
 void *allocate(size_t bytes) {
     void *memory = ::operator new(bytes, alignment_of(bytes));
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-    if (bytes >= 2 * kLargePage) madvise(memory, bytes / kLargePage * kLargePage, MADV_HUGEPAGE); // a wish only
+    // a wish only
+    if (bytes >= 2 * kLargePage) madvise(memory, bytes / kLargePage * kLargePage, MADV_HUGEPAGE);
 #endif
     return memory;
 }

@@ -1,12 +1,13 @@
 // What every native call runs on: a context with its threads, its working memory and its way to be cancelled.
 //
-//     bool done = guava::parallel_for(context, count, grain, [&](int64_t begin, int64_t end, int worker) { ... });
+//     bool done = guava::parallel_for(context, count, grain, [&](int64_t begin, int64_t end, int worker) {
+// ... });
 //
-// cuts [0, count) into chunks of `grain` (the last may be shorter) and runs them on the context's threads, the
-// calling one included. Which thread takes which chunk is decided while running, but the chunks are always the
-// same: a result that is made chunk by chunk does not depend on the number of threads. `worker` < context.threads()
-// is for scratch memory. The function must not throw and must not call parallel_for. False: the poll function
-// asked to cancel, and some chunks were left out.
+// cuts [0, count) into chunks of `grain` (the last may be shorter) and runs them on the context's threads,
+// the calling one included. Which thread takes which chunk is decided while running, but the chunks are
+// always the same: a result that is made chunk by chunk does not depend on the number of threads. `worker` <
+// context.threads() is for scratch memory. The function must not throw and must not call parallel_for. False:
+// the poll function asked to cancel, and some chunks were left out.
 #pragma once
 
 #include <atomic>
@@ -23,8 +24,8 @@
 
 namespace guava {
 
-// Memory aligned to cache lines, or in large pages if there is enough of it: the kernels go through it in any order,
-// and would miss the TLB at every step. Throws std::bad_alloc.
+// Memory aligned to cache lines, or in large pages if there is enough of it: the kernels go through it in any
+// order, and would miss the TLB at every step. Throws std::bad_alloc.
 void *allocate(size_t bytes);
 void release(void *memory, size_t bytes);
 
@@ -37,7 +38,8 @@ class Buffer {
     Buffer &operator=(const Buffer &) = delete;
     ~Buffer() { clear(); }
 
-    // Room for `count`; what was inside is lost if it grows. Throws std::bad_alloc, and is empty then. Never NULL.
+    // Room for `count`; what was inside is lost if it grows. Throws std::bad_alloc, and is empty then. Never
+    // NULL.
     T *reserve(size_t count) {
         if (count > capacity_ || !data_) {
             clear();
@@ -87,7 +89,8 @@ class ThreadPool {
     ThreadPool &operator=(const ThreadPool &) = delete;
 
     int threads() const { return static_cast<int>(workers_.size()) + 1; }
-    bool run(int64_t count, int64_t grain, Chunk chunk, void *user, Interrupt interrupt, void *interrupt_user);
+    bool run(int64_t count, int64_t grain, Chunk chunk, void *user, Interrupt interrupt,
+        void *interrupt_user);
 
   private:
     struct Job {
@@ -152,7 +155,8 @@ bool parallel_for(Context &context, int64_t count, int64_t grain, Function &&fun
     if (context.cancelled()) return false;
     return context.pool.run(
         count, grain,
-        [](void *user, int64_t begin, int64_t end, int worker) { (*static_cast<F *>(user))(begin, end, worker); },
+        [](void *user, int64_t begin, int64_t end, int worker) { (*static_cast<F *>(user))(begin, end,
+            worker); },
         const_cast<void *>(static_cast<const void *>(&function)),
         [](void *user) { return static_cast<Context *>(user)->poll_due(); }, &context);
 }

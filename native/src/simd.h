@@ -4,8 +4,9 @@
 // inline function with external linkage that was compiled with AVX here could otherwise be the copy that the
 // linker keeps for the whole library, and machines without AVX would stop at it.
 //
-// vf and vi are plain GCC/Clang vectors: + - * and comparisons to vi masks work element by element, and scalars
-// are broadcast. Masks that select are a type of their own (vm), because AVX-512 keeps them in other registers.
+// vf and vi are plain GCC/Clang vectors: + - * and comparisons to vi masks work element by element, and
+// scalars are broadcast. Masks that select are a type of their own (vm), because AVX-512 keeps them in other
+// registers.
 #pragma once
 
 #include <stddef.h>

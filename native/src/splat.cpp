@@ -1,4 +1,5 @@
-// The splatter's part of the C interface: checks of the call, stages, memory. The work is done by the kernels.
+// The splatter's part of the C interface: checks of the call, stages, memory. The work is done by the
+// kernels.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -12,12 +13,12 @@
 
 namespace guava {
 
-#define GUAVA_DECLARE_KERNELS(ISA)                                                                                     \
-    namespace ISA {                                                                                                    \
-    extern const ProjectKernel splat_project;                                                                          \
-    extern const BlendKernels splat_blend;                                                                             \
-    extern const BlendBackwardKernels splat_blend_backward;                                                            \
-    extern const ProjectBackwardKernel splat_project_backward;                                                         \
+#define GUAVA_DECLARE_KERNELS(ISA) \
+    namespace ISA { \
+    extern const ProjectKernel splat_project; \
+    extern const BlendKernels splat_blend; \
+    extern const BlendBackwardKernels splat_blend_backward; \
+    extern const ProjectBackwardKernel splat_project_backward; \
     }
 GUAVA_DECLARE_KERNELS(baseline)
 #if GUAVA_X86
@@ -35,7 +36,7 @@ struct Kernels {
 };
 
 Kernels kernels_of(const Context &context) {
-#define GUAVA_KERNELS(ISA)                                                                                             \
+#define GUAVA_KERNELS(ISA) \
     Kernels { ISA::splat_project, ISA::splat_blend, ISA::splat_blend_backward, ISA::splat_project_backward }
 #if GUAVA_X86
     if (context.isa == GUAVA_ISA_AVX512) return GUAVA_KERNELS(avx512);
@@ -83,8 +84,8 @@ struct SplatWorkspace : Workspace {
     Buffer<double> sums;
 
     size_t bytes() const override {
-        return own.bytes() + sort.bytes() + chunks.bytes() + scratch.bytes() + slots.bytes() + moments.bytes() +
-               left.bytes() + sums.bytes();
+        return own.bytes() + sort.bytes() + chunks.bytes() + scratch.bytes() + slots.bytes() +
+               moments.bytes() + left.bytes() + sums.bytes();
     }
     void clear() override {
         own.clear(), sort.clear(), chunks.clear(), scratch.clear();
@@ -103,7 +104,8 @@ bool valid_call(const guava_splat_scene *s) {
     if (s->count >= static_cast<int64_t>(UINT32_MAX)) return false;
     if (s->count && !(s->means && s->quaternions && s->scales && s->opacities)) return false;
     if (s->count && s->channels && !s->features) return false;
-    const int64_t pixels = static_cast<int64_t>(s->width) * s->height, row = s->channels > 4 ? s->channels : 4;
+    const int64_t pixels = static_cast<int64_t>(s->width) * s->height,
+        row = s->channels > 4 ? s->channels : 4;
     const int64_t most = static_cast<int64_t>(SIZE_MAX / 2 / sizeof(float));
     return pixels <= most / row && s->count <= most / row;
 }
@@ -132,7 +134,7 @@ SplatConstants constants_of(const guava_splat_scene &s) {
     return k;
 }
 
-// ---- What is wrong with a scene: looked for only where the kernels' quick check found something ------------
+// ---- What is wrong with a scene: looked for only where the kernels' quick check found something -----------
 
 enum ProblemArray { kMeans, kQuaternions, kScales, kOpacities, kFeatures, kBackground, kCamera };
 enum ProblemKind { kNotFinite, kZeroQuaternion, kOpacityRange };
@@ -143,7 +145,8 @@ bool all_finite(const float *values, int64_t count) {
     return true;
 }
 
-bool find_not_finite(const float *values, int64_t rows, int64_t width, int32_t array, guava_splat_problem &found) {
+bool find_not_finite(const float *values, int64_t rows, int64_t width, int32_t array,
+    guava_splat_problem &found) {
     for (int64_t row = 0; row < rows; ++row)
         if (!all_finite(values + row * width, width)) {
             found = {array, kNotFinite, row};
@@ -183,7 +186,7 @@ bool find_problem_of_camera(const guava_splat_scene &s, guava_splat_problem &fou
     return s.background && find_not_finite(s.background, s.channels, 1, kBackground, found);
 }
 
-// ---- Forward ------------------------------------------------------------------------------------------------
+// ---- Forward ----------------------------------------------------------------------------------------------
 
 int32_t project_and_bin(Context &context, SplatWorkspace &work, const guava_splat_scene &scene,
                         guava_splat_state &state, bool for_gradients, guava_splat_problem &problem,
@@ -220,7 +223,8 @@ int32_t project_and_bin(Context &context, SplatWorkspace &work, const guava_spla
     const SplatKey *sorted = sort_by_depth(context, work.sort, chunk, chunks);
     if (!sorted) return GUAVA_CANCELLED;
     const double ordered = milliseconds();
-    if (!list_tiles(context, work.sort, sorted, visible, pairs, state.constants.tiles_x, state.constants.tiles_y,
+    if (!list_tiles(context, work.sort, sorted, visible, pairs, state.constants.tiles_x,
+        state.constants.tiles_y,
                     count, for_gradients, state.lists))
         return GUAVA_CANCELLED;
     stats.project_ms = projected - start;
@@ -275,10 +279,12 @@ int32_t forward(Context &context, const guava_splat_scene &scene, const guava_sp
     return status;
 }
 
-// ---- Backward -----------------------------------------------------------------------------------------------
+// ---- Backward ---------------------------------------------------------------------------------------------
 
-// dL/dbackground = sum over pixels of transmittance times gradient, in parts of whole rows whose number is fixed.
-bool background_gradient(Context &context, SplatWorkspace &work, const guava_splat_scene &scene, const float *left,
+// dL/dbackground = sum over pixels of transmittance times gradient, in parts of whole rows whose number is
+// fixed.
+bool background_gradient(Context &context, SplatWorkspace &work, const guava_splat_scene &scene,
+    const float *left,
                          const float *gradient, float *out) {
     const int64_t channels = scene.channels, parts = std::min<int64_t>(kBackgroundParts, scene.height);
     double *sums = work.sums.reserve(static_cast<size_t>(parts * channels));
@@ -307,7 +313,8 @@ int32_t backward(Context &context, const guava_splat_scene &scene, const guava_s
     const int64_t tiles = static_cast<int64_t>(state.constants.tiles_x) * state.constants.tiles_y;
     const uint32_t *starts = lists.starts.data();
     int64_t longest = 0;
-    for (int64_t tile = 0; tile < tiles; ++tile) longest = std::max<int64_t>(longest, starts[tile + 1] - starts[tile]);
+    for (int64_t tile = 0; tile < tiles; ++tile)
+        longest = std::max<int64_t>(longest, starts[tile + 1] - starts[tile]);
 
     BlendBackwardJob blend = {};
     blend.constants = &state.constants;
@@ -380,12 +387,14 @@ int32_t backward(Context &context, const guava_splat_scene &scene, const guava_s
         for (int64_t chunk = 0; chunk < chunks; ++chunk)
             for (int n = 0; n < kCameraSums; ++n) total[n] += camera_sums[chunk * kCameraSums + n];
         for (int n = 0; n < 12 && wanted.view; ++n) wanted.view[n] = static_cast<float>(total[n]);
-        for (int n = 0; n < 6 && wanted.intrinsics; ++n) wanted.intrinsics[n] = static_cast<float>(total[12 + n]);
+        for (int n = 0; n < 6 && wanted.intrinsics; ++n)
+            wanted.intrinsics[n] = static_cast<float>(total[12 + n]);
     }
     if (wanted.background) {
         std::fill(wanted.background, wanted.background + scene.channels, 0.0f);
         const double start = milliseconds();
-        if (blend.left && !background_gradient(context, work, scene, blend.left, blend.out_features, wanted.background))
+        if (blend.left && !background_gradient(context, work, scene, blend.left, blend.out_features,
+            wanted.background))
             return GUAVA_CANCELLED;
         stats.blend_backward_ms += milliseconds() - start;
     }
@@ -403,7 +412,9 @@ GUAVA_API guava_splat_state *guava_splat_state_create(void) { return new (std::n
 
 GUAVA_API void guava_splat_state_destroy(guava_splat_state *state) { delete state; }
 
-GUAVA_API size_t guava_splat_state_bytes(const guava_splat_state *state) { return state ? state->bytes() : 0; }
+GUAVA_API size_t guava_splat_state_bytes(const guava_splat_state *state) {
+    return state ? state->bytes() : 0;
+}
 
 GUAVA_API int32_t guava_splat_forward(guava_context *context, const guava_splat_scene *scene,
                                       const guava_splat_picture *picture, guava_splat_state *state,

@@ -1,5 +1,5 @@
-// A radix sort of the visible Gaussians, once, and a counting sort of them into tiles: both stable, so that the
-// result does not depend on how the work is parted.
+// A radix sort of the visible Gaussians, once, and a counting sort of them into tiles: both stable, so that
+// the result does not depend on how the work is parted.
 #include "splat_bins.h"
 
 #include <algorithm>

@@ -1,20 +1,21 @@
 // Gradients of compositing, block by block; derivation:
 //
-// At a pixel, w_i = T_i alpha_i with T_(i+1) = T_i (1 - alpha_i), and the picture is F = sum_i w_i f_i + T_end * bg,
-// alpha = 1 - T_end, depth = sum_i w_i z_i. With G = dL/dF, Ga = dL/dalpha, Gd = dL/ddepth, and
+// At a pixel, w_i = T_i alpha_i with T_(i+1) = T_i (1 - alpha_i), and the picture is F = sum_i w_i f_i +
+// T_end * bg, alpha = 1 - T_end, depth = sum_i w_i z_i. With G = dL/dF, Ga = dL/dalpha, Gd = dL/ddepth, and
 //
 //     v_i = f_i . G + z_i Gd            (what a weight is worth)
 //     S_i = sum_(j > i) w_j v_j + T_end (bg . G - Ga)
 //
-// S_i is proportional to 1 - alpha_i, so that dL/dalpha_i = T_i v_i - S_i / (1 - alpha_i). alpha is the clamped
-// r = 2^(lo - u^2 - v^2); the gradient by ln r is
+// S_i is proportional to 1 - alpha_i, so that dL/dalpha_i = T_i v_i - S_i / (1 - alpha_i). alpha is the
+// clamped r = 2^(lo - u^2 - v^2); the gradient by ln r is
 //
 //     g_i = r_i dL/dalpha_i = a_i v_i - b_i S_i,    a_i = r_i T_i,   b_i = r_i / (1 - alpha_i)
 //
-// with a_i = b_i = 0 where r is clamped, unless the clamp is "straight through". So a block is gone through forwards
-// for the rows w, a and b (16 pixels each), v = features * G is a product of matrices, backwards for S and g, and
-// dL/df_i = sum_pixels w_i G and the moments of g are products of matrices again. S is summed from behind: taking
-// it as the difference of the total and a sum from the front would lose its digits where little light is left.
+// with a_i = b_i = 0 where r is clamped, unless the clamp is "straight through". So a block is gone through
+// forwards for the rows w, a and b (16 pixels each), v = features * G is a product of matrices, backwards for
+// S and g, and dL/df_i = sum_pixels w_i G and the moments of g are products of matrices again. S is summed
+// from behind: taking it as the difference of the total and a sum from the front would lose its digits where
+// little light is left.
 #include "simd.h"
 #include "splat_kernels.h"
 #include "splat_tile.h"
@@ -77,12 +78,14 @@ void prepare(Scratch &s, int32_t channels) {
         s.gradients.transposed + gradient_floats(channels));
     __builtin_memset(s.gradients.features, 0, 2 * sizeof(float) * gradient_floats(channels));
     for (int pixel = 0; pixel < kBlockPixels; ++pixel) {
-        const float half = 0.5f * (kBlock - 1), x = (float)(pixel % kBlock) - half, y = (float)(pixel / kBlock) - half;
+        const float half = 0.5f * (kBlock - 1), x = (float)(pixel % kBlock) - half,
+            y = (float)(pixel / kBlock) - half;
         s.pixel_moments[pixel] = Moments{1, x, y, x * x, x * y, y * y, 0, 0};
     }
 }
 
-// Forwards through the listed Gaussians of a block: transmittances, and, if asked for, rows. Returns how many.
+// Forwards through the listed Gaussians of a block: transmittances, and, if asked for, rows. Returns how
+// many.
 template <bool kKeepRows>
 int sweep_forward(const SplatConstants &k, const float *features, Scratch &s, int block, int listed) {
     const size_t channels = (size_t)k.channels;
@@ -108,8 +111,8 @@ int sweep_forward(const SplatConstants &k, const float *features, Scratch &s, in
                 vf raw = keep(less_equal(log2_alpha_min, exponent), exp2(exponent));
                 vf alpha = minimum(raw, alpha_max);
                 vf before = state.running[part];
-                // Not before - before * alpha, which has no digits left behind an opaque Gaussian, and another
-                // rounding wherever the compiler makes one instruction of it.
+                // Not before - before * alpha, which has no digits left behind an opaque Gaussian, and
+                // another rounding wherever the compiler makes one instruction of it.
                 vf after = before * (1.0f - alpha);
                 vm open = less(limit, after);
                 state.running[part] = after;
@@ -147,7 +150,8 @@ void load_gradients(const BlendBackwardJob &job, BlockGradients &g, int left, in
         g.depth[pixel] = inside && job.out_depth ? job.out_depth[place] : 0.0f;
         if (!job.out_features) continue;
         float *to = g.features + pixel * wide;
-        if (inside) __builtin_memcpy(to, job.out_features + place * (size_t)channels, sizeof(float) * (size_t)channels);
+        if (inside) __builtin_memcpy(to, job.out_features + place * (size_t)channels,
+            sizeof(float) * (size_t)channels);
         else __builtin_memset(to, 0, sizeof(float) * (size_t)channels);
     }
     if (job.out_features)
@@ -186,7 +190,8 @@ GUAVA_INLINE void worth_of_weights(const BlendBackwardJob &job, Scratch &s, int 
 
 // Adds sum_pixels w G of kGroup rows (`count` of them real) to their slots, V vectors of channels.
 template <int V>
-GUAVA_INLINE void gradients_of_features(const Scratch &s, int first, int count, int channel, int wide, float *slots,
+GUAVA_INLINE void gradients_of_features(const Scratch &s, int first, int count, int channel, int wide,
+    float *slots,
                                         size_t stride) {
     vf total[kGroup][V];
     GUAVA_UNROLL
@@ -197,7 +202,8 @@ GUAVA_INLINE void gradients_of_features(const Scratch &s, int first, int count, 
     for (int pixel = 0; pixel < kBlockPixels; ++pixel) {
         vf gradient[V];
         GUAVA_UNROLL
-        for (int v = 0; v < V; ++v) gradient[v] = load(s.gradients.features + pixel * wide + channel + v * kLanes);
+        for (int v = 0; v < V; ++v) gradient[v] = load(s.gradients.features + pixel * wide + channel
+            + v * kLanes);
         GUAVA_UNROLL
         for (int i = 0; i < kGroup; ++i) {
             GUAVA_UNROLL
@@ -214,7 +220,8 @@ GUAVA_INLINE void gradients_of_features(const Scratch &s, int first, int count, 
 }
 
 // S and g, from the last row to the first.
-void sweep_backward(const BlendBackwardJob &job, Scratch &s, int block, int count, float *slots, size_t stride) {
+void sweep_backward(const BlendBackwardJob &job, Scratch &s, int block, int count, float *slots,
+    size_t stride) {
     BlockState &state = s.states[block];
     vf behind[kParts];
     for (int part = 0; part < kParts; ++part) behind[part] = state.behind[part];
@@ -230,14 +237,16 @@ void sweep_backward(const BlendBackwardJob &job, Scratch &s, int block, int coun
             depth_sum += w * load(s.gradients.depth + at);
         }
         if (job.out_depth)
-            slots[(size_t)s.gaussian_of_row[i] * stride + (size_t)job.slot_channels + kMomentDepth] += sum(depth_sum);
+            slots[(size_t)s.gaussian_of_row[i] * stride + (size_t)job.slot_channels
+                + kMomentDepth] += sum(depth_sum);
     }
     for (int part = 0; part < kParts; ++part) state.behind[part] = behind[part];
 }
 
-// Adds the moments of g of four rows to their slots. They are summed about the block's centre, where u and v have
-// the values uc and vc: u = l11 X + l21 Y + uc, v = l22 Y + vc.
-GUAVA_INLINE void moments_of_rows(const Scratch &s, int block, int first, int count, float *slots, size_t stride) {
+// Adds the moments of g of four rows to their slots. They are summed about the block's centre, where u and v
+// have the values uc and vc: u = l11 X + l21 Y + uc, v = l22 Y + vc.
+GUAVA_INLINE void moments_of_rows(const Scratch &s, int block, int first, int count, float *slots,
+    size_t stride) {
     constexpr int kFour = 4;
     Moments total[kFour];
     GUAVA_UNROLL
@@ -253,7 +262,8 @@ GUAVA_INLINE void moments_of_rows(const Scratch &s, int block, int first, int co
         const LocalGaussian &g = s.batch.gaussians[j];
         const Moments m = total[i];
         const float uc = g.l11 * x + g.l21 * y + g.u0, vc = g.l22 * y + g.v0;
-        const float x_part = g.l11 * m[1] + g.l21 * m[2], y_part = g.l22 * m[2]; // of sum g (u - uc), sum g (v - vc)
+        // of sum g (u - uc), sum g (v - vc)
+        const float x_part = g.l11 * m[1] + g.l21 * m[2], y_part = g.l22 * m[2];
         const float uu = g.l11 * g.l11 * m[3] + 2 * g.l11 * g.l21 * m[4] + g.l21 * g.l21 * m[5];
         const float uv = g.l22 * (g.l11 * m[4] + g.l21 * m[5]), vv = g.l22 * g.l22 * m[5];
         const Moments white = {
@@ -337,14 +347,15 @@ void tile_backward(const BlendBackwardJob &job, Scratch &s, int64_t tile, int64_
     const auto load_batch_of = [&](int batch) {
         const uint32_t first = (uint32_t)batch * kBatch, rest = length - first;
         const int count = rest < kBatch ? (int)rest : kBatch;
-        load_batch(s.batch, job.records, job.ids + begin + first, count, (float)left, (float)top, k.log2_alpha_min);
+        load_batch(s.batch, job.records, job.ids + begin + first, count, (float)left, (float)top,
+            k.log2_alpha_min);
         return count;
     };
     const auto outside = [&](int block) {
         return left + block % 4 * kBlock >= k.width || top + block / 4 * kBlock >= k.height;
     };
-    // A list of several batches is gone through twice: its last batch's transmittances are needed first. Batches behind
-    // which nothing is seen are left out.
+    // A list of several batches is gone through twice: its last batch's transmittances are needed first.
+    // Batches behind which nothing is seen are left out.
     for (int batch = 0; batches > 1 && batch < batches; ++batch) {
         const int count = load_batch_of(batch);
         bool open = false;

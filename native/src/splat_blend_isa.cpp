@@ -1,8 +1,9 @@
 // Compositing, front to back, tile by tile.
 //
-// Channels up to kFusedChannels are summed in registers while alphas are evaluated. More go in two phases: rows of
-// 16 weights (one Gaussian, one block) are collected, and then multiplied with the Gaussians' feature rows like
-// matrices, 16 pixels x 32 channels with the sums in registers, which is where the machine's speed is.
+// Channels up to kFusedChannels are summed in registers while alphas are evaluated. More go in two phases:
+// rows of 16 weights (one Gaussian, one block) are collected, and then multiplied with the Gaussians' feature
+// rows like matrices, 16 pixels x 32 channels with the sums in registers, which is where the machine's speed
+// is.
 #include "simd.h"
 #include "splat_kernels.h"
 #include "splat_tile.h"
@@ -92,7 +93,8 @@ GUAVA_INLINE void multiply_planar(const Rows &rows, int channel, float *sums) {
     GUAVA_UNROLL
     for (int c = 0; c < N; ++c) {
         GUAVA_UNROLL
-        for (int part = 0; part < kParts; ++part) total[c][part] = load(sums + c * kBlockPixels + part * kLanes);
+        for (int part = 0; part < kParts; ++part) total[c][part] = load(sums + c * kBlockPixels
+            + part * kLanes);
     }
     for (int k = 0; k < rows.count; ++k) {
         const float *f = rows.features[k] + channel;
@@ -106,7 +108,8 @@ GUAVA_INLINE void multiply_planar(const Rows &rows, int channel, float *sums) {
     GUAVA_UNROLL
     for (int c = 0; c < N; ++c) {
         GUAVA_UNROLL
-        for (int part = 0; part < kParts; ++part) store(sums + c * kBlockPixels + part * kLanes, total[c][part]);
+        for (int part = 0; part < kParts; ++part) store(sums + c * kBlockPixels + part * kLanes,
+            total[c][part]);
     }
 }
 
@@ -119,10 +122,12 @@ void multiply(Rows &rows, const Layout &layout, float *sums) {
     rows.count = 0;
 }
 
-// Composites the listed Gaussians on one block. kFused: the number of channels if they are summed here, or -1.
+// Composites the listed Gaussians on one block. kFused: the number of channels if they are summed here, or
+// -1.
 template <int kFused>
 void blend_block(
-    const BlendJob &job, Scratch &s, const Layout &layout, int block, int listed, float *sums, BlendCounts &counts
+    const BlendJob &job, Scratch &s, const Layout &layout, int block, int listed, float *sums,
+        BlendCounts &counts
 ) {
     const SplatConstants &k = *job.constants;
     const vf alpha_max = vf{} + k.alpha_max, log2_alpha_min = vf{} + k.log2_alpha_min;
@@ -154,8 +159,8 @@ void blend_block(
                 vf exponent = g.lo - u * u - v * v;
                 vf alpha = keep(less_equal(log2_alpha_min, exponent), minimum(exp2(exponent), alpha_max));
                 vf before = state.running[part];
-                // Not before - before * alpha, which has no digits left behind an opaque Gaussian, and another
-                // rounding wherever the compiler makes one instruction of it.
+                // Not before - before * alpha, which has no digits left behind an opaque Gaussian, and
+                // another rounding wherever the compiler makes one instruction of it.
                 vf after = before * (1.0f - alpha);
                 vm open = less(limit, after);
                 vf weight = keep(open, before * alpha);
@@ -252,7 +257,8 @@ template <int kFused>
 void write_block(const BlendJob &job, const Layout &layout, const TilePlace &tile, int block,
                  const BlockState &state, const float *sums, bool streamed) {
     const SplatConstants &k = *job.constants;
-    const int left = tile.x + block % (kTile / kBlock) * kBlock, top = tile.y + block / (kTile / kBlock) * kBlock;
+    const int left = tile.x + block % (kTile / kBlock) * kBlock,
+        top = tile.y + block / (kTile / kBlock) * kBlock;
     const int width = k.width - left < kBlock ? k.width - left : kBlock;
     const int height = k.height - top < kBlock ? k.height - top : kBlock;
     alignas(64) float rest[kBlockPixels], alpha[kBlockPixels], depth[kBlockPixels];

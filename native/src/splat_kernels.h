@@ -80,15 +80,18 @@ using ProjectKernel = void (*)(const ProjectJob *job, int64_t begin, int64_t end
 
 struct BlendKernels {
     size_t (*scratch)(int32_t channels); // bytes of working memory, 64-byte aligned
-    void (*blend)(const BlendJob *job, int64_t tile_begin, int64_t tile_end, void *scratch, BlendCounts *counts);
+    void (*blend)(const BlendJob *job, int64_t tile_begin, int64_t tile_end, void *scratch,
+        BlendCounts *counts);
 };
 
-// ---- Backward. The blending's gradients are summed per Gaussian-tile pair ("slot"), because a tile is worked on by
-// one thread only; slots of a Gaussian are then added up in order. So no sum depends on how tiles were dealt out.
+// ---- Backward. The blending's gradients are summed per Gaussian-tile pair ("slot"), because a tile is
+// worked on by one thread only; slots of a Gaussian are then added up in order. So no sum depends on how
+// tiles were dealt out.
 
-// After a slot's channels, rounded up to whole vectors: sums over the pair's pixels of g = dL / d ln(alpha before its
-// clamp), in the coordinates u and v above, and of dL / d depth.
-enum SplatMoment { kMoment1, kMomentU, kMomentV, kMomentUU, kMomentUV, kMomentVV, kMomentDepth, kMoments = 8 };
+// After a slot's channels, rounded up to whole vectors: sums over the pair's pixels of g = dL / d ln(alpha
+// before its clamp), in the coordinates u and v above, and of dL / d depth.
+enum SplatMoment { kMoment1, kMomentU, kMomentV, kMomentUU, kMomentUV, kMomentVV, kMomentDepth,
+    kMoments = 8 };
 
 struct BlendBackwardJob {
     const SplatConstants *constants;

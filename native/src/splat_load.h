@@ -84,7 +84,8 @@ GUAVA_INLINE void store_rows_of_eight(float *p, const vf in[8]) {
     vf halves[2][4];
     for (int h = 0; h < 2; ++h) {
         vf e0 = by_turns<0>(in[h], in[h + 4], lanes), e1 = by_turns<kLanes / 2>(in[h], in[h + 4], lanes);
-        vf o0 = by_turns<0>(in[h + 2], in[h + 6], lanes), o1 = by_turns<kLanes / 2>(in[h + 2], in[h + 6], lanes);
+        vf o0 = by_turns<0>(in[h + 2], in[h + 6], lanes), o1 = by_turns<kLanes / 2>(in[h + 2], in[h + 6],
+            lanes);
         halves[h][0] = by_turns<0>(e0, o0, lanes);
         halves[h][1] = by_turns<kLanes / 2>(e0, o0, lanes);
         halves[h][2] = by_turns<0>(e1, o1, lanes);

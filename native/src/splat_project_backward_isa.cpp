@@ -1,15 +1,16 @@
-// Adds up the slots of every Gaussian and carries the gradients back through the projection, in double precision:
-// a long thin Gaussian's gradient by its length is a small difference of large terms.
+// Adds up the slots of every Gaussian and carries the gradients back through the projection, in double
+// precision: a long thin Gaussian's gradient by its length is a small difference of large terms.
 //
-// With d = pixel - centre, P = Sigma^-1 (2 x 2) and E = d^T P d / 2 = ln 2 (u^2 + v^2), L = [[l11, l21], [0, l22]],
-// P = 2 ln 2 L^T L, and sums over pixels of g = dL / d ln(alpha) = -dL / dE:
+// With d = pixel - centre, P = Sigma^-1 (2 x 2) and E = d^T P d / 2 = ln 2 (u^2 + v^2), L = [[l11, l21], [0,
+// l22]], P = 2 ln 2 L^T L, and sums over pixels of g = dL / d ln(alpha) = -dL / dE:
 //
 //     dL / d centre  = sum g P d                  = 2 ln 2 L^T (sum g u, sum g v)
-//     dL / d Sigma   = 1/2 sum g (P d) (P d)^T    = 2 (ln 2)^2 L^T [[sum g u u, sum g u v], [.., sum g v v]] L
+//     dL / d Sigma   = 1/2 sum g (P d) (P d)^T    = 2 (ln 2)^2 L^T [[sum g u u, sum g u v], [.., sum g v v]]
+// L
 //     dL / d opacity = sum g / opacity
 //
-// From there by the chain rule through Sigma = M M^T + eps I, M = K J R A S: see the code, whose names are those of
-// splat_project_isa.cpp.
+// From there by the chain rule through Sigma = M M^T + eps I, M = K J R A S: see the code, whose names are
+// those of splat_project_isa.cpp.
 #include "simd.h"
 #include "splat_kernels.h"
 
@@ -41,7 +42,8 @@ GUAVA_INLINE vd clamp(vd x, double low, double high, vd &inside) {
 struct Lanes {
     alignas(64) double mean[3][kDoubles], quaternion[4][kDoubles], scale[3][kDoubles], opacity[kDoubles];
     alignas(64) double moment[kMoments][kDoubles];
-    alignas(64) double d_mean[3][kDoubles], d_quaternion[4][kDoubles], d_scale[3][kDoubles], d_opacity[kDoubles];
+    alignas(64) double d_mean[3][kDoubles], d_quaternion[4][kDoubles], d_scale[3][kDoubles],
+        d_opacity[kDoubles];
 };
 
 GUAVA_INLINE vd get(const double *p) { return *reinterpret_cast<const vd *>(p); }
@@ -91,7 +93,8 @@ void project_backward(const SplatConstants &k, Lanes &g, bool camera, vd sums[kC
         B[r][0] = in[r][0] * inverse_z;
         B[r][1] = in[r][1] * inverse_z;
         B[r][2] = -(B[r][0] * hx + B[r][1] * hy);
-        for (int c = 0; c < 3; ++c) T[r][c] = B[r][0] * view[0][c] + B[r][1] * view[1][c] + B[r][2] * view[2][c];
+        for (int c = 0; c < 3; ++c) T[r][c] = B[r][0] * view[0][c] + B[r][1] * view[1][c]
+            + B[r][2] * view[2][c];
         for (int c = 0; c < 3; ++c) Q[r][c] = T[r][0] * A[0][c] + T[r][1] * A[1][c] + T[r][2] * A[2][c];
         for (int c = 0; c < 3; ++c) M[r][c] = Q[r][c] * scale[c];
     }
@@ -140,8 +143,8 @@ void project_backward(const SplatConstants &k, Lanes &g, bool camera, vd sums[kC
     }
     for (int i = 0; i < 4; ++i) put(g.d_quaternion[i], dq[i]);
 
-    // To the point in the camera: through B = K J (clamped x / z and y / z have no gradient), through the centre
-    // K (nx, ny, 1), and through what the depth picture sums.
+    // To the point in the camera: through B = K J (clamped x / z and y / z have no gradient), through the
+    // centre K (nx, ny, 1), and through what the depth picture sums.
     vd d_inverse_z{}, d_hx{}, d_hy{};
     for (int r = 0; r < 2; ++r) {
         d_inverse_z += dB[r][0] * in[r][0] + dB[r][1] * in[r][1] - dB[r][2] * (in[r][0] * hx + in[r][1] * hy);
@@ -173,7 +176,7 @@ void project_backward(const SplatConstants &k, Lanes &g, bool camera, vd sums[kC
     }
 }
 
-// ---- Slots ----------------------------------------------------------------------------------------------------
+// ---- Slots ------------------------------------------------------------------------------------------------
 
 // The part of a Gaussian's pairs that lies in the band; its places ascend.
 GUAVA_INLINE void pairs_in_band(const ProjectBackwardJob &job, int64_t i, uint32_t &begin, uint32_t &end) {
@@ -195,7 +198,8 @@ GUAVA_INLINE void add_slots(const ProjectBackwardJob &job, int64_t i, bool strea
     uint32_t begin, end;
     pairs_in_band(job, i, begin, end);
     if (begin == end && !job.first_band) return;
-    const auto slot = [&](uint32_t pair) { return job.slots + (size_t)(job.places[pair] - job.first_pair) * stride; };
+    const auto slot = [&](uint32_t pair) { return job.slots
+        + (size_t)(job.places[pair] - job.first_pair) * stride; };
 
     MomentsUnaligned &moments = *reinterpret_cast<MomentsUnaligned *>(job.moments + i * kMoments);
     Moments sum = job.first_band ? Moments{} : moments;

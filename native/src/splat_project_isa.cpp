@@ -103,8 +103,8 @@ GUAVA_INLINE void tile_range(vf low, vf high, int size, vi &first, vi &last) {
 }
 
 // SplatConventions.extent == "radius": only tiles floor((p - r) / 16) up to, not including,
-// floor((p + r + 15) / 16), p = centre - 1/2. Clamped before the conversion; truncation of what is positive is
-// its floor.
+// floor((p + r + 15) / 16), p = centre - 1/2. Clamped before the conversion; truncation of what is positive
+// is its floor.
 GUAVA_INLINE void cut_to_radius(vf centre, vf radius, int size, vi &first, vi &last) {
     vf low = minimum(maximum(centre - 0.5f - radius, vf{}), splat((float)size));
     vf high = minimum(maximum(centre - 0.5f + radius + (kTile - 1.0f), vf{}), splat(size + 2.0f * kTile));
@@ -160,7 +160,8 @@ GUAVA_INLINE Projected project(const SplatConstants &k, const Gaussians &g) {
     vf determinant = c0 * c0 + c1 * c1 + c2 * c2 + k.eps2d * (xx + yy) + k.eps2d * k.eps2d;
     vf a = xx + k.eps2d, c = yy + k.eps2d;
     // False for infinity and NaN, too.
-    out.visible = both(out.visible, both(less(vf{}, determinant), less(determinant, splat(__builtin_inff()))));
+    out.visible = both(out.visible, both(less(vf{}, determinant), less(determinant,
+        splat(__builtin_inff()))));
 
     out.l11 = square_root(kHalfLog2E * c / determinant);
     out.l21 = -out.l11 * (xy / c);
@@ -170,7 +171,8 @@ GUAVA_INLINE Projected project(const SplatConstants &k, const Gaussians &g) {
     out.reach_x = room * square_root(a) + 1e-3f;
     vf reach_y = room * square_root(c) + 1e-3f;
 
-    vf left = out.x - out.reach_x, right = out.x + out.reach_x, top = out.y - reach_y, bottom = out.y + reach_y;
+    vf left = out.x - out.reach_x, right = out.x + out.reach_x, top = out.y - reach_y,
+        bottom = out.y + reach_y;
     // All false where something overflowed.
     out.visible = both(out.visible, both(less_equal(splat(0.5f), right), less_equal(splat(0.5f), bottom)));
     out.visible = both(out.visible, both(less_equal(left, splat(k.width - 0.5f)),
@@ -178,7 +180,8 @@ GUAVA_INLINE Projected project(const SplatConstants &k, const Gaussians &g) {
     tile_range(left, right, k.width, out.x0, out.x1);
     tile_range(top, bottom, k.height, out.y0, out.y1);
     if (k.flags & GUAVA_SPLAT_RADIUS_EXTENT) {
-        // The larger eigenvalue m + sqrt(m^2 - det), where m^2 - det = ((a - c) / 2)^2 + b^2 without cancellation.
+        // The larger eigenvalue m + sqrt(m^2 - det), where m^2 - det = ((a - c) / 2)^2 + b^2 without
+        // cancellation.
         vf half_difference = 0.5f * (xx - yy);
         vf spread = maximum(half_difference * half_difference + xy * xy, splat(0.1f));
         vf radius = ceiling(minimum(3.0f * square_root(0.5f * (a + c) + square_root(spread)), splat(1e9f)));

@@ -1,8 +1,8 @@
-// What the forward and the backward blending share: a tile's Gaussians in the tile's own coordinates, which of
-// its blocks they reach, and the evaluation of alphas in a block. For *_isa.cpp.
+// What the forward and the backward blending share: a tile's Gaussians in the tile's own coordinates, which
+// of its blocks they reach, and the evaluation of alphas in a block. For *_isa.cpp.
 //
-// A block of 4 x 4 pixels is what one Gaussian is evaluated on at once: kParts vectors of kLanes pixels, row by
-// row. A tile's Gaussians are taken in batches, so that working memory is bounded.
+// A block of 4 x 4 pixels is what one Gaussian is evaluated on at once: kParts vectors of kLanes pixels, row
+// by row. A tile's Gaussians are taken in batches, so that working memory is bounded.
 #pragma once
 
 #include "simd.h"
@@ -36,7 +36,8 @@ struct PixelCentres {
 };
 
 GUAVA_INLINE void set_pixel_centres(PixelCentres &centres, int block) {
-    const float left = (float)(block % (kTile / kBlock) * kBlock), top = (float)(block / (kTile / kBlock) * kBlock);
+    const float left = (float)(block % (kTile / kBlock) * kBlock),
+        top = (float)(block / (kTile / kBlock) * kBlock);
     for (int part = 0; part < kParts; ++part) {
         centres.x[part] = centres.y[part] = vf{};
         for (int lane = 0; lane < kLanes; ++lane) {
@@ -47,8 +48,8 @@ GUAVA_INLINE void set_pixel_centres(PixelCentres &centres, int block) {
     }
 }
 
-// Fetches the next tile's Gaussians into the second-level cache while this one is worked on, a part after every
-// block: they lie all over memory.
+// Fetches the next tile's Gaussians into the second-level cache while this one is worked on, a part after
+// every block: they lie all over memory.
 struct NextTile {
     const SplatRecord *records;
     const float *features; // NULL: not needed
@@ -64,7 +65,8 @@ struct NextTile {
             const size_t id = ids[done];
             __builtin_prefetch(records + id, 0, 2);
             const char *row = reinterpret_cast<const char *>(features) + id * feature_bytes;
-            for (size_t byte = 0; features && byte < feature_bytes; byte += kLine) __builtin_prefetch(row + byte, 0, 2);
+            for (size_t byte = 0; features && byte < feature_bytes; byte += kLine) __builtin_prefetch(row
+                + byte, 0, 2);
         }
     }
 };
@@ -87,8 +89,8 @@ GUAVA_INLINE NextTile next_tile(const SplatRecord *records, const float *feature
             count < (uint32_t)kBatch ? count : (uint32_t)kBatch, 0, bytes};
 }
 
-// Which blocks of the tile an ellipse u^2 + v^2 <= room reaches, kLanes ellipses at once. In each row of blocks, pixel
-// centres have dy in [low, high]; there the ellipse spans
+// Which blocks of the tile an ellipse u^2 + v^2 <= room reaches, kLanes ellipses at once. In each row of
+// blocks, pixel centres have dy in [low, high]; there the ellipse spans
 //
 //     dx = -(l21 / l11) dy +- sqrt(room - (l22 dy)^2) / l11,
 //
@@ -107,7 +109,8 @@ GUAVA_INLINE vi blocks_of_ellipses(vf x, vf y, vf l11, vf l21, vf l22, vf room, 
     vi blocks{};
     GUAVA_UNROLL
     for (int row = 0; row < kAcross; ++row) {
-        vf low = (kBlock * (float)row + 0.5f - slack) - y, high = (kBlock * (float)row + (kBlock - 0.5f) + slack) - y;
+        vf low = (kBlock * (float)row + 0.5f - slack) - y,
+            high = (kBlock * (float)row + (kBlock - 0.5f) + slack) - y;
         vm here = both(less_equal(low, reach_y), less_equal(-reach_y, high));
         low = maximum(low, -reach_y);
         high = minimum(high, reach_y);
@@ -157,7 +160,8 @@ void load_batch(
 // Whether a pixel of a block has not ended.
 GUAVA_INLINE bool any_open(const vf running[kParts], float transmittance_min) {
     vm open = less(splat(transmittance_min), running[0]);
-    for (int part = 1; part < kParts; ++part) open = either(open, less(splat(transmittance_min), running[part]));
+    for (int part = 1; part < kParts; ++part) open = either(open, less(splat(transmittance_min),
+        running[part]));
     return any(open);
 }
 

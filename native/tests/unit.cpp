@@ -1,5 +1,5 @@
-// Unit tests of the native splatter through its C interface: a plain program, so that it also runs under qemu and
-// sanitizers. The reference is a naive implementation in double precision, written from the formulas of
+// Unit tests of the native splatter through its C interface: a plain program, so that it also runs under qemu
+// and sanitizers. The reference is a naive implementation in double precision, written from the formulas of
 // src/guava/rendering/splatting.py; gradients are its central differences. Runs animation.cpp as well. Prints
 // "N passed, 0 failed".
 #include <algorithm>
@@ -18,7 +18,7 @@
 
 namespace {
 
-// ---- A very small test framework ------------------------------------------------------------------------------
+// ---- A very small test framework --------------------------------------------------------------------------
 
 int passed = 0, failed = 0;
 std::string where;
@@ -43,9 +43,10 @@ struct Random {
     }
 };
 
-// ---- Scenes ---------------------------------------------------------------------------------------------------
+// ---- Scenes -----------------------------------------------------------------------------------------------
 
-enum Parameter { kMeans, kQuaternions, kScales, kOpacities, kFeatures, kBackground, kView, kIntrinsics, kParameters };
+enum Parameter { kMeans, kQuaternions, kScales, kOpacities, kFeatures, kBackground, kView, kIntrinsics,
+    kParameters };
 const char *const kNames[] = {"means", "quaternions", "scales", "opacities", "features", "background", "view",
                               "intrinsics"};
 
@@ -54,7 +55,8 @@ struct Scene {
     bool has_background = true;
     std::vector<float> values[kParameters];
     float frustum[4] = {-0.7f, 0.7f, -0.6f, 0.6f};
-    float eps2d = 0.3f, alpha_max = 0.999f, alpha_min = 1 / 255.f, transmittance_min = 1e-4f, near_plane = 0.01f;
+    float eps2d = 0.3f, alpha_max = 0.999f, alpha_min = 1 / 255.f, transmittance_min = 1e-4f,
+        near_plane = 0.01f;
 
     guava_splat_scene interface() const {
         guava_splat_scene s = {};
@@ -87,7 +89,8 @@ constexpr int kThreeDgs = GUAVA_SPLAT_EXCLUSIVE_LIMITS | GUAVA_SPLAT_RADIUS_EXTE
                           GUAVA_SPLAT_INVERSE_DEPTH;
 
 // Gaussians in front of a skewed camera, some beside the picture, some behind the camera.
-Scene random_scene(int count, int channels, int width, int height, int flags, uint64_t seed, double size = 3) {
+Scene random_scene(int count, int channels, int width, int height, int flags, uint64_t seed,
+    double size = 3) {
     Scene s = {};
     s.count = count;
     s.channels = channels;
@@ -97,7 +100,8 @@ Scene random_scene(int count, int channels, int width, int height, int flags, ui
     s.has_background = true;
     Random random(seed);
     const double focal = std::max(width, height) * 1.1;
-    s.values[kIntrinsics] = {static_cast<float>(focal), 0.07f * static_cast<float>(focal), 0.51f * static_cast<float>(width),
+    s.values[kIntrinsics] = {static_cast<float>(focal), 0.07f * static_cast<float>(focal),
+        0.51f * static_cast<float>(width),
                              0.02f * static_cast<float>(focal), 1.05f * static_cast<float>(focal),
                              0.47f * static_cast<float>(height)};
     const double a = 0.3, b = -0.2; // a turn about y, then about x
@@ -111,7 +115,8 @@ Scene random_scene(int count, int channels, int width, int height, int flags, ui
     for (int i = 0; i < count; ++i) {
         const bool behind = i % 17 == 16;
         for (int c = 0; c < 3; ++c)
-            s.values[kMeans].push_back(static_cast<float>(random.uniform(-0.9, 0.9) - (behind && c == 2 ? 4 : 0)));
+            s.values[kMeans].push_back(static_cast<float>(random.uniform(-0.9,
+                0.9) - (behind && c == 2 ? 4 : 0)));
         double q[4], norm = 0;
         for (double &x : q) x = random.uniform(-1, 1), norm += x * x;
         const double length = flags & GUAVA_SPLAT_NORMALIZE_QUATERNIONS ? random.uniform(0.5, 2) : 1;
@@ -121,12 +126,13 @@ Scene random_scene(int count, int channels, int width, int height, int flags, ui
         s.values[kOpacities].push_back(static_cast<float>(i % 5 == 0 ? 1.0 : random.uniform(0.05, 1)));
         for (int c = 0; c < channels; ++c) s.values[kFeatures].push_back(static_cast<float>(random.uniform(-1, 1)));
     }
-    for (int c = 0; c < channels; ++c) s.values[kBackground].push_back(static_cast<float>(random.uniform(-1, 1)));
+    for (int c = 0; c < channels; ++c) s.values[kBackground].push_back(static_cast<float>(random.uniform(-1,
+        1)));
     if (!(flags & GUAVA_SPLAT_NORMALIZE_QUATERNIONS)) s.alpha_max = 0.99f, s.near_plane = 0.2f;
     return s;
 }
 
-// ---- The reference --------------------------------------------------------------------------------------------
+// ---- The reference ----------------------------------------------------------------------------------------
 
 struct Picture {
     std::vector<double> features, alpha, depth;
@@ -137,8 +143,8 @@ struct Picture {
 
 using Values = std::vector<double>[kParameters];
 
-// How much the clamp to alpha_max took off every alpha, in the order of evaluation: what "straight through" holds
-// fixed while parameters are varied.
+// How much the clamp to alpha_max took off every alpha, in the order of evaluation: what "straight through"
+// holds fixed while parameters are varied.
 using Clamps = std::vector<double>;
 
 void render(const Scene &s, const Values &p, const Clamps *held, Clamps *made, Picture &out) {
@@ -216,12 +222,14 @@ void render(const Scene &s, const Values &p, const Clamps *held, Clamps *made, P
     size_t evaluation = 0;
     for (int py = 0; py < s.height; ++py)
         for (int px = 0; px < s.width; ++px) {
-            const size_t pixel = static_cast<size_t>(py) * static_cast<size_t>(s.width) + static_cast<size_t>(px);
+            const size_t pixel = static_cast<size_t>(py) * static_cast<size_t>(s.width)
+                + static_cast<size_t>(px);
             double left = 1;
             bool open = true;
             for (const Flat &f : flats) {
                 const double dx = px + 0.5 - f.x, dy = py + 0.5 - f.y;
-                const double raw = f.opacity * std::exp(-0.5 * (f.a * dx * dx + f.c * dy * dy) - f.b * dx * dy);
+                const double raw = f.opacity * std::exp(-0.5 * (f.a * dx * dx
+                    + f.c * dy * dy) - f.b * dx * dy);
                 double alpha = std::min<double>(raw, s.alpha_max);
                 if (s.flags & GUAVA_SPLAT_STRAIGHT_THROUGH) {
                     if (made) made->push_back(raw - alpha);
@@ -256,7 +264,7 @@ void to_double(const Scene &s, Values &p) {
     for (int n = 0; n < kParameters; ++n) p[n].assign(s.values[n].begin(), s.values[n].end());
 }
 
-// ---- The library ----------------------------------------------------------------------------------------------
+// ---- The library ------------------------------------------------------------------------------------------
 
 struct Context {
     guava_context *handle;
@@ -292,7 +300,8 @@ struct Drawn {
     guava_splat_problem problem = {};
     guava_splat_stats stats = {};
     Drawn(const Scene &s, guava_context *context, guava_splat_state *state = nullptr, size_t offset = 3)
-        : features(s.pixels() * static_cast<size_t>(s.channels), offset), alpha(s.pixels()), depth(s.pixels()) {
+        : features(s.pixels() * static_cast<size_t>(s.channels), offset), alpha(s.pixels()),
+            depth(s.pixels()) {
         const guava_splat_scene scene = s.interface();
         const guava_splat_picture picture = {features.data(), alpha.data(), depth.data()};
         status = guava_splat_forward(context, &scene, &picture, state, &problem, &stats);
@@ -341,11 +350,12 @@ std::vector<int> instruction_sets() {
 
 void name(int isa, const char *what, const Scene &s) {
     where = std::string(guava_isa_name(isa)) + " " + what + ": " + std::to_string(s.count) + " Gaussians, " +
-            std::to_string(s.channels) + " channels, " + std::to_string(s.width) + "x" + std::to_string(s.height) +
+            std::to_string(s.channels) + " channels, " + std::to_string(s.width) + "x"
+                + std::to_string(s.height) +
             (s.flags == kGsplat ? ", gsplat" : ", 3dgs");
 }
 
-// ---- Tests ----------------------------------------------------------------------------------------------------
+// ---- Tests ------------------------------------------------------------------------------------------------
 
 void compare_forward(const Scene &s, const char *what, double tolerance = 2e-5) {
     Values p;
@@ -379,7 +389,8 @@ void compare_backward(const Scene &s, const char *what, int samples, double tole
     const auto loss = [&](const Picture &picture) {
         double total = 0;
         for (size_t i = 0; i < by_features.size(); ++i) total += by_features[i] * picture.features[i];
-        for (size_t i = 0; i < s.pixels(); ++i) total += by_alpha[i] * picture.alpha[i] + by_depth[i] * picture.depth[i];
+        for (size_t i = 0; i < s.pixels(); ++i) total += by_alpha[i] * picture.alpha[i]
+            + by_depth[i] * picture.depth[i];
         return total;
     };
     struct Entry {
@@ -414,7 +425,8 @@ void compare_backward(const Scene &s, const char *what, int samples, double tole
         Context context(2, isa);
         State state;
         const Drawn drawn(s, context.handle, state.handle);
-        const Gradients g(s, context.handle, state.handle, by_features.data(), by_alpha.data(), by_depth.data());
+        const Gradients g(s, context.handle, state.handle, by_features.data(), by_alpha.data(),
+            by_depth.data());
         check(drawn.status == GUAVA_OK && g.status == GUAVA_OK, "forward and backward");
         check_below(crossed, 0.05 * static_cast<double>(entries.size()) + 1, "entries without a derivative");
         for (int n = 0; n < kParameters; ++n) {
@@ -503,7 +515,8 @@ void test_partial_backward() {
         std::vector<float> ones(s.pixels() * 6, 1.0f), zeros(s.pixels() * 6, 0.0f);
         const Gradients full(s, context.handle, state.handle, ones.data(), zeros.data(), zeros.data());
         const Gradients part(s, context.handle, state.handle, ones.data(), nullptr, nullptr);
-        for (size_t n = 0; n < kParameters; ++n) check(same_bits(full.outputs[n], part.outputs[n]), kNames[n]);
+        for (size_t n = 0; n < kParameters; ++n) check(same_bits(full.outputs[n], part.outputs[n]),
+            kNames[n]);
         const Gradients none(s, context.handle, state.handle, nullptr, nullptr, nullptr);
         bool zero = none.status == GUAVA_OK;
         for (const Output &output : none.outputs)
@@ -514,7 +527,8 @@ void test_partial_backward() {
         Output means(s.values[kMeans].size());
         g.out_features = ones.data();
         g.means = means.data();
-        check(guava_splat_backward(context.handle, &scene, state.handle, &g, nullptr) == GUAVA_OK, "means only");
+        check(guava_splat_backward(context.handle, &scene, state.handle, &g, nullptr) == GUAVA_OK,
+            "means only");
         check(same_bits(means, full.outputs[kMeans]), "means only: the same");
     }
 }
@@ -531,16 +545,19 @@ void test_threads() {
             Context one(1, isa);
             State state;
             const Drawn drawn(s, one.handle, state.handle);
-            const Gradients g(s, one.handle, state.handle, by_features.data(), by_alpha.data(), by_alpha.data());
+            const Gradients g(s, one.handle, state.handle, by_features.data(), by_alpha.data(),
+                by_alpha.data());
             for (int threads : {2, 3, 5}) {
                 Context many(threads, isa);
                 State own;
                 const Drawn again(s, many.handle, own.handle, 16);
-                const Gradients h(s, many.handle, own.handle, by_features.data(), by_alpha.data(), by_alpha.data());
+                const Gradients h(s, many.handle, own.handle, by_features.data(), by_alpha.data(),
+                    by_alpha.data());
                 check(same_bits(drawn.features, again.features) && same_bits(drawn.alpha, again.alpha) &&
                           same_bits(drawn.depth, again.depth),
                       "the same picture, bit for bit");
-                for (size_t n = 0; n < kParameters; ++n) check(same_bits(g.outputs[n], h.outputs[n]), kNames[n]);
+                for (size_t n = 0; n < kParameters; ++n) check(same_bits(g.outputs[n], h.outputs[n]),
+                    kNames[n]);
             }
         }
     }
@@ -572,13 +589,15 @@ void test_empty() {
             check(nothing.status == GUAVA_OK && nothing.stats.visible == 0, "everything behind the camera");
             const Gradients zero(behind, context.handle, state.handle, ones.data(), ones.data(), ones.data());
             bool none = zero.status == GUAVA_OK;
-            for (size_t i = 0; i < zero.outputs[kMeans].size; ++i) none = none && zero.outputs[kMeans].data()[i] == 0;
+            for (size_t i = 0; i < zero.outputs[kMeans].size; ++i) none = none
+                && zero.outputs[kMeans].data()[i] == 0;
             check(none, "has no gradient");
         }
 }
 
 void test_invalid_values() {
-    const float nan = std::numeric_limits<float>::quiet_NaN(), infinity = std::numeric_limits<float>::infinity();
+    const float nan = std::numeric_limits<float>::quiet_NaN(),
+        infinity = std::numeric_limits<float>::infinity();
     struct Case {
         int parameter;
         size_t place;
@@ -621,7 +640,8 @@ void test_invalid_values() {
         for (int c = 0; c < 3; ++c) huge.values[kScales][static_cast<size_t>(60 + c)] = 3e38f;
         const Drawn drawn(huge, context.handle);
         bool finite = drawn.status == GUAVA_OK;
-        for (size_t i = 0; i < drawn.features.size; ++i) finite = finite && std::isfinite(drawn.features.data()[i]);
+        for (size_t i = 0; i < drawn.features.size; ++i) finite = finite
+            && std::isfinite(drawn.features.data()[i]);
         check(finite, "overflowing values are not drawn");
     }
 }
@@ -643,11 +663,13 @@ void test_invalid_calls() {
     check(forward() == GUAVA_OK, "without depth, problem and stats");
     check(guava_splat_forward(nullptr, &scene, &picture, nullptr, nullptr, nullptr) == GUAVA_INVALID_CALL,
           "no context");
-    check(guava_splat_forward(context.handle, nullptr, &picture, nullptr, nullptr, nullptr) == GUAVA_INVALID_CALL,
+    check(guava_splat_forward(context.handle, nullptr, &picture, nullptr, nullptr,
+        nullptr) == GUAVA_INVALID_CALL,
           "no scene");
     for (const std::function<void()> &spoil : std::vector<std::function<void()>>{
              [&] { scene.count = -1; }, [&] { scene.channels = -1; }, [&] { scene.width = 0; },
-             [&] { scene.height = 1 << 30; }, [&] { scene.means = nullptr; }, [&] { scene.features = nullptr; },
+             [&] { scene.height = 1 << 30; }, [&] { scene.means = nullptr; },
+                 [&] { scene.features = nullptr; },
              [&] { picture.alpha = nullptr; }, [&] { picture.features = nullptr; }}) {
         scene = s.interface();
         picture = {features.data(), alpha.data(), nullptr};
@@ -670,7 +692,8 @@ void test_invalid_calls() {
     guava_splat_stats counts = {};
     scene = s.interface();
     check(guava_splat_count(context.handle, &scene, &counts) == GUAVA_OK && counts.visible > 0 &&
-              counts.pairs >= counts.visible && counts.evaluations > 0 && counts.weights <= counts.evaluations,
+              counts.pairs >= counts.visible && counts.evaluations > 0
+                  && counts.weights <= counts.evaluations,
           "counts");
 }
 
@@ -684,7 +707,8 @@ void test_cancel() {
             int calls = 0;
             guava_context_set_poll(context.handle, [](void *user) { return ++*static_cast<int *>(user); },
                                    &calls);
-            check(Drawn(s, context.handle).status == GUAVA_CANCELLED && calls == 1, "cancelled by the first poll");
+            check(Drawn(s, context.handle).status == GUAVA_CANCELLED && calls == 1,
+                "cancelled by the first poll");
             guava_context_set_poll(context.handle, nullptr, nullptr);
             const Scene small = random_scene(30, 3, 20, 20, kGsplat, 81);
             check(Drawn(small, context.handle).status == GUAVA_OK, "usable afterwards");
