@@ -9,12 +9,14 @@ import torch
 
 from guava.body import Identity, Pose, load_template
 from guava.camera import Camera
+from guava.container import read_container, write_container
+from guava.errors import InputError
 from guava.photo import VideoReader, VideoWriter
 from guava.photo.ahead import read_ahead
 from guava.synth.tracked import tracked_truth
 from guava.tracking import load_tracked, save_tracked
 from guava.tracking.detection import detect_video
-from guava.tracking.detection_cache import DetectionCache
+from guava.tracking.detection_cache import DetectionCache, remove_detections
 from guava.tracking.detectors import FrameDetections, PersonDetection, PointSet, create_detector
 from guava.tracking.fit.solver import NormalEquations
 from guava.tracking.shots import find_cuts, number_shots
@@ -98,12 +100,65 @@ def test_detections_of_another_video_or_detector_or_damaged_ones_are_not_taken(t
     reader = VideoReader(clip(tmp_path / "c.mp4"))
     folder = tmp_path / "kept"
     detect_video(reader, Counting(), cache=DetectionCache(folder, reader.sha256, "counting"))
-    chunk = next(folder.glob("*.npz"))
-    chunk.write_bytes(chunk.read_bytes()[:200])
-    assert DetectionCache(folder, reader.sha256, "counting").load() == []
+    (chunk,) = folder.iterdir()
+    whole = chunk.read_bytes()
+    tensors, header = read_container(chunk, "detections", 1)
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}  # the file itself is mapped
+    for damaged in (whole[:200], whole[:-200] + whole[-200:][::-1], b""):
+        chunk.write_bytes(damaged)
+        assert DetectionCache(folder, reader.sha256, "counting").load() == [] and not folder.exists()
+        folder.mkdir()
+    # Whole files whose parts contradict each other.
+    for name in ("person.box", "face.points", "shot", "look.values"):
+        write_container(chunk, "detections", 1, {**tensors, name: tensors[name][:3]}, header)
+        assert DetectionCache(folder, reader.sha256, "counting").load() == [] and not folder.exists()
+        folder.mkdir()
     detect_video(reader, Counting(), cache=DetectionCache(folder, reader.sha256, "counting"))
     assert len(DetectionCache(folder, reader.sha256, "counting").load()) == 12
-    assert DetectionCache(folder, "another", "counting").load() == [] and not folder.exists()
+    for sha256, detector in (("another", "counting"), (reader.sha256, "counting 2")):
+        folder.mkdir(exist_ok=True)
+        chunk.write_bytes(whole)
+        assert DetectionCache(folder, sha256, detector).load() == [] and not folder.exists()
+
+
+def test_a_second_job_on_another_video_mixes_nothing_in(tmp_path):
+    """Both write to the same folder: chunks are taken up to the first that is not this job's."""
+    one, other = (
+        VideoReader(clip(tmp_path / f"{n}.mp4", frames)) for n, frames in enumerate((12, 11))
+    )
+    folder = tmp_path / "kept"
+    detect_video(one, Counting(), cache=DetectionCache(folder, one.sha256, "counting"))
+    first = (folder / "000000.detections").read_bytes()
+    detect_video(other, Counting(), cache=DetectionCache(folder, other.sha256, "counting"))
+    (folder / "000000.detections").rename(folder / "000001.detections")
+    (folder / "000000.detections").write_bytes(first)
+    assert len(DetectionCache(folder, one.sha256, "counting").load()) == 12
+    assert [path.name for path in folder.iterdir()] == ["000000.detections"]
+
+
+def test_nothing_else_in_the_folder_is_deleted(tmp_path):
+    mine = tmp_path / "photos" / "me.jpg"
+    mine.parent.mkdir()
+    mine.write_bytes(b"precious")
+    (mine.parent / "000000.detections").write_bytes(b"damaged")
+    (mine.parent / ".000001.detections.k1ll3d").write_bytes(b"")
+    assert DetectionCache(mine.parent, "a", "b").load() == []
+    assert list(mine.parent.iterdir()) == [mine]
+    remove_detections(mine.parent)
+    remove_detections(tmp_path / "never made")
+    assert mine.read_bytes() == b"precious"
+
+
+def test_detections_cannot_be_kept_where_nothing_can_be_written(tmp_path):
+    reader = VideoReader(clip(tmp_path / "c.mp4"))
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InputError, match="Cannot keep detections"):
+        detect_video(reader, Counting(), cache=DetectionCache(tmp_path / "file", "a", "b"))
+    assert not any(thread.name == "guava-read-ahead" for thread in threading.enumerate())
+
+
+def test_detections_with_masks_are_not_kept(tmp_path):
+    reader, folder = VideoReader(clip(tmp_path / "c.mp4")), tmp_path / "kept"
     with pytest.raises(ValueError, match="masks"):
         detect_video(reader, Counting(), keep_masks=True, cache=DetectionCache(folder, "x", "y"))
 

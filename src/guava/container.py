@@ -107,6 +107,8 @@ def write_container(
 
 def _bytes(value: Tensor) -> memoryview:
     """A tensor's numbers in order; copied only if they do not lie so."""
+    if not value.numel():
+        return memoryview(b"")  # numpy's empty arrays have strides that cannot be viewed as bytes
     return memoryview(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,8 +118,10 @@ def _video(config: Config) -> None:
     from guava.body import load_template
     from guava.commands.overlay import fit_overlay
     from guava.commands.reconstruct import open_detector
+    from guava.errors import NoPersonError
     from guava.photo import VideoReader, VideoWriter
     from guava.tracking import TrackingConfig, track_video
+    from guava.tracking.detection_cache import remove_detections
     from guava.tracking.file import save_tracked
     from guava.tracking.stages import StageClock
 
@@ -130,18 +131,26 @@ def _video(config: Config) -> None:
         detector = open_detector(config.detector, config.detector_model)
     settings = TrackingConfig(detector=config.detector)
     cache = config.output.with_name(f".{config.output.name}.detections")
-    with stage_bar("track") as progress:
-        tracked = track_video(
-            config.input,
-            config=settings,
-            template=template,
-            detector=detector,
-            progress=progress,
-            cache=cache,
-        )
+    try:
+        with stage_bar("track") as progress:
+            tracked = track_video(
+                config.input,
+                config=settings,
+                template=template,
+                detector=detector,
+                progress=progress,
+                cache=cache,
+            )
+    except KeyboardInterrupt:
+        if cache.is_dir():
+            warn([f"What was found so far is in '{cache}': the same command goes on from there."])
+        raise
+    except NoPersonError:
+        remove_detections(cache)
+        raise
     with clock("write"):
         save_tracked(tracked, config.output, template=template)
-    shutil.rmtree(cache, ignore_errors=True)
+    remove_detections(cache)
     tracked = replace(tracked, stages={**tracked.stages, **clock.record()})
     _report(config, tracked, reader.notes)
     if not config.overlay:

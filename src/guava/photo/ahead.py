@@ -48,7 +48,10 @@ def read_ahead(items: Iterable[T], depth: int = 4) -> Iterator[T]:
     thread.start()
     try:
         while True:
-            item, error = waiting.get()
+            try:
+                item, error = waiting.get(timeout=0.2)  # a wait that lets Ctrl-C through everywhere
+            except queue.Empty:
+                continue
             if error is not None:
                 raise error
             if item is _END:

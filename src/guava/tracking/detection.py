@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -139,7 +140,10 @@ def detect_video(
     frames = clock.each("detect/decode", number_shots(reader, lambda frame: frame.pixels))
     if torch.get_num_threads() > 1:
         frames = read_ahead(frames)
-    try:
+    with ExitStack() as at_the_end:
+        if cache is not None:
+            at_the_end.callback(cache.flush)
+        at_the_end.callback(frames.close)
         for t, (frame, shot) in enumerate(frames):
             if t < len(known) and (known[t].index, known[t].shot) == (frame.index, shot):
                 follower.recall(known[t])
@@ -149,12 +153,6 @@ def detect_video(
                     cache.add(seen)
             if progress is not None:
                 progress(t + 1, max(t + 1, len(reader)))
-    finally:
-        if cache is not None:
-            cache.flush()
-        close = getattr(frames, "close", None)
-        if close is not None:
-            close()
     for name, seconds in _model_times(detector).items():
         clock.add(f"detect/models/{name}", seconds - models.get(name, 0.0))
     detector.reset()

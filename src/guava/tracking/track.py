@@ -480,7 +480,8 @@ def track_video(
         detector: A detector to reuse; by default the one that ``config`` names is made.
         progress: Called with ("detect" or "fit", frames done, frames in all).
         cache: A folder in which detections are kept, so that the same call goes on where it was interrupted.
-            It is the caller's to delete once the result is safe (:class:`DetectionCache`).
+            It is the caller's to delete once the result is safe
+            (:func:`guava.tracking.detection_cache.remove_detections`).
 
     Returns:
         One entry for every frame of the clip; ``valid`` is False where the person is absent.

@@ -139,6 +139,7 @@ class MediaPipeDetector:
 
     def __init__(self, mask: bool = True, threads: int | None = None):
         self.graphs = Graphs()
+        self.version = f"{self.graphs.version}{'' if mask else ' without mask'}"
         self._mask = mask
         self._threads = torch.get_num_threads() if threads is None else threads
         self._pool: ThreadPoolExecutor | None = None

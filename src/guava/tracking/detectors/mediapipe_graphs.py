@@ -67,6 +67,7 @@ class Graphs:
     Attributes:
         seconds: Wall time by kind so far; where graphs ran beside each other the sum exceeds the clock's.
         calls: Runs by kind.
+        version: MediaPipe's.
 
     Raises:
         MissingDependencyError: mediapipe is not installed, or has no build for this Python.
@@ -75,6 +76,7 @@ class Graphs:
 
     def __init__(self) -> None:
         self._solutions = import_mediapipe()
+        self.version = sys.modules["mediapipe"].__version__
         self._graphs: dict[str, Any] = {}
         self._stale: set[str] = set()
         self._holding: set[str] = set()

@@ -78,7 +78,8 @@ class SimCCDetector:
             line = " ".join(str(error).split())[:160]
             raise InputError(f"'{path}' cannot be loaded as an ONNX model ({line}).") from error
         self._threshold = threshold
-        self.version = f"{path.name} {path.stat().st_size}"
+        file = path.stat()
+        self.version = f"{path.name} {file.st_size} {file.st_mtime_ns} {threshold}"
         self._input, self._width, self._height = self._input_size(path)
         self._split = self._check_outputs(path)
 
