@@ -173,7 +173,7 @@ def test_every_number_is_written(name, monkeypatch):
     scene = random_scene(**SCENES[name]).to(torch.float32)
     wanted, wanted_grads = gradients(scene, backend="native")
     empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *size: empty(*size).fill_(torch.nan))
+    monkeypatch.setattr(torch, "empty", lambda *size, **kind: empty(*size, **kind).fill_(torch.nan))
     monkeypatch.setattr(torch, "empty_like", lambda t: empty(t.shape).fill_(torch.nan))
     out, grads = gradients(scene, backend="native")
     assert_same(out, wanted)
@@ -241,6 +241,35 @@ def test_float64_and_half_inputs_keep_their_gradients_dtype():
     assert out.features.dtype == torch.float32
     out.features.sum().backward()
     assert features.grad.dtype == torch.float16 and features.grad.any()
+
+
+@pytest.mark.parametrize("default", [torch.float16, torch.float64, "meta"], ids=str)
+def test_whatever_torch_makes_by_default(default):
+    """The kernels write float32 to the CPU's memory: a picture of another kind would be overrun."""
+    scene = random_scene(80, 3, 24, 24, 15).to(torch.float32)
+    leaves = scene.leaves()
+    s = scene.with_leaves(leaves)
+
+    def run():
+        out = splat(*s.gaussians, s.camera, background=s.background, backend="native")
+        grads = torch.autograd.grad(out.features.sum() + out.alpha.sum(), leaves)
+        return out, grads, draw(scene, out=SplatOutput.empty(24, 24, 3))
+
+    wanted, wanted_grads, _ = run()
+    before = torch.get_default_dtype()
+    try:
+        if isinstance(default, str):
+            torch.set_default_device(default)
+        else:
+            torch.set_default_dtype(default)
+        out, grads, given = run()
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(before)
+    assert_same(out, wanted)
+    assert_same(given, wanted)
+    for grad, reference in zip(grads, wanted_grads, strict=True):
+        assert torch.equal(grad, reference)
 
 
 def test_strided_inputs():

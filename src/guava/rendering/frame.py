@@ -47,16 +47,21 @@ def to_rgb8(
         (H, W, 3) uint8 on the CPU; ``out`` if it was given.
     """
     height, width = (side // samples for side in alpha.shape)
-    if alpha.shape != (height * samples, width * samples) or features.shape[:2] != alpha.shape:
+    sizes_fit = alpha.shape == (height * samples, width * samples) and features.shape[:2] == alpha.shape
+    if not sizes_fit or features.ndim != 3 or features.shape[2] < 3:
         raise ValueError(
             f"to_rgb8 got features {tuple(features.shape)} and alpha {tuple(alpha.shape)} with {samples} "
             "samples a side."
         )
     if out is None:
-        out = torch.empty(height, width, 3, dtype=torch.uint8)
+        out = torch.empty(height, width, 3, dtype=torch.uint8, device="cpu")
     rows_apart = out.stride() == (out.stride(0), 3, 1) and out.stride(0) >= 3 * width
-    if out.shape != (height, width, 3) or out.dtype != torch.uint8 or not rows_apart:
-        raise ValueError(f"to_rgb8 cannot write {height} x {width} pixels to {tuple(out.shape)} {out.dtype}.")
+    fits = out.shape == (height, width, 3) and out.dtype == torch.uint8 and out.device.type == "cpu"
+    if not (fits and rows_apart):
+        raise ValueError(
+            f"to_rgb8 cannot write {height} x {width} pixels to {tuple(out.shape)} {out.dtype} on "
+            f"'{out.device}'."
+        )
     usable = features.is_contiguous() and alpha.is_contiguous() and features.device.type == "cpu"
     usable = usable and features.dtype == alpha.dtype == torch.float32
     if backend == "auto":

@@ -118,8 +118,11 @@ class _State:
     def __init__(self, library: ctypes.CDLL):
         self.library, self.pointer = library, None
         # Whatever is in the list was made by this library, but for tests that load a second one.
-        while self.pointer is None and _free_states:
-            maker, pointer = _free_states.pop()
+        while self.pointer is None:
+            try:
+                maker, pointer = _free_states.pop()
+            except IndexError:  # also where another thread was faster
+                break
             if maker is library:
                 self.pointer = pointer
             else:
@@ -171,8 +174,9 @@ class _Splat(torch.autograd.Function):
     @staticmethod
     def forward(ctx, scene, *arrays):
         height, width = scene.height, scene.width
-        drawn = torch.empty(height, width, scene.channels)
-        alpha, depth = torch.empty(height, width), torch.empty(height, width)
+        shapes = (height, width, scene.channels), (height, width), (height, width)
+        # Whatever torch's default dtype and device are.
+        drawn, alpha, depth = (torch.empty(s, dtype=torch.float32, device="cpu") for s in shapes)
         ctx.state = _State(native.library())
         _forward(scene, arrays, drawn, alpha, depth, ctx.state)
         ctx.scene = scene  # with the camera's numbers in it
@@ -190,7 +194,10 @@ class _Splat(torch.autograd.Function):
             for array, needed in zip(arrays, ctx.needs_input_grad[1:7], strict=True)
         ]
         # Their last rows are constants.
-        wanted += [torch.zeros(n, n) if ctx.needs_input_grad[1 + k] else None for k, n in ((6, 4), (7, 3))]
+        wanted += [
+            torch.zeros(n, n, dtype=torch.float32, device="cpu") if ctx.needs_input_grad[1 + k] else None
+            for k, n in ((6, 4), (7, 3))
+        ]
         gradients = Gradients(*(_pointer(t) for t in (*upstream, *wanted)))
         # A copy: another thread may be at the same graph, and hooks on saved tensors may have moved them.
         scene = _pointing(Scene.from_buffer_copy(ctx.scene), arrays)

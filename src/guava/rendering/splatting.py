@@ -139,10 +139,13 @@ class SplatOutput:
             conventions: They say whether it holds depth or inverse depth.
             depth: False leaves both out: they will not be drawn.
         """
-        depths = (torch.empty(height, width), None) if depth else (None, None)
+        def plane(*shape: int) -> Tensor:
+            return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+        depths = (plane(height, width), None) if depth else (None, None)
         if conventions.inverse_depth:
             depths = depths[::-1]
-        return SplatOutput(torch.empty(height, width, channels), torch.empty(height, width), *depths)
+        return SplatOutput(plane(height, width, channels), plane(height, width), *depths)
 
     @property
     def mean_depth(self) -> Tensor:
