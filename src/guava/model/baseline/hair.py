@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import scipy.sparse as sp
 from scipy import ndimage
 
 from guava.model.baseline.images import blur, grow, shrink
 from guava.model.baseline.matte import SourcePicture
+from guava.model.baseline.matting import closed_form_matte
 from guava.model.baseline.surface import HEAD, PosedSurface, SurfaceTables
 
 _BINS = 24
@@ -52,8 +52,6 @@ def hair_mask(picture: SourcePicture, surface: PosedSurface, tables: SurfaceTabl
     Returns:
         (S, S) bool; all False if no face is seen.
     """
-    from pymatting import cf_laplacian, cg
-
     none = np.zeros((picture.size, picture.size), bool)
     face = face_region(surface, tables)
     rows, columns = np.nonzero(face)
@@ -93,31 +91,9 @@ def hair_mask(picture: SourcePicture, surface: PosedSurface, tables: SurfaceTabl
     prior[near] = likely / np.maximum(likely + (1 - place) * np.maximum(p_skin, p_other), 1e-9)
     prior = blur(prior, 1.0)
 
-    window_rows, window_columns = np.nonzero(grow(near, 3))
-    window = (
-        slice(window_rows.min(), window_rows.max() + 1),
-        slice(window_columns.min(), window_columns.max() + 1),
-    )
     yes = seeds & (prior > 0.3)
-    no = inner_face | ~near | (neck & (prior < 0.5))
-    known = yes | no
-    laplacian = cf_laplacian(
-        picture.image[window].astype(np.float64), epsilon=1e-5, is_known=known[window].ravel()
-    )
-    free, fixed = np.nonzero(~known[window].ravel())[0], np.nonzero(known[window].ravel())[0]
-    if len(free):
-        weight = 2e-2
-        system = (laplacian[free][:, free] + weight * sp.identity(len(free), format="csr")).tocsr()
-        right = weight * prior[window].ravel()[free].astype(np.float64)
-        right -= laplacian[free][:, fixed] @ yes[window].ravel()[fixed].astype(np.float64)
-        diagonal = sp.diags(1 / system.diagonal())
-        solution = cg(system, right, M=lambda r: diagonal @ r, rtol=1e-3, maxiter=300)
-        soft = yes.astype(np.float64)
-        values = soft[window].ravel()
-        values[free] = solution
-        soft[window] = values.reshape(soft[window].shape)
-    else:
-        soft = yes.astype(np.float64)
+    known = yes | inner_face | ~near | (neck & (prior < 0.5))
+    soft = closed_form_matte(picture.image, known, yes, prior, prior_weight=2e-2, epsilon=1e-5)
     out = ndimage.binary_opening((soft > 0.5) & person, np.ones((3, 3)))
     labels, _ = ndimage.label(out, structure=np.ones((3, 3)))
     kept = np.unique(labels[seeds & out])

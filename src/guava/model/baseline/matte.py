@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
-import numba
 import numpy as np
-import scipy.sparse as sp
 from scipy import ndimage
 
 from guava.model.baseline.images import blur, grow, shrink
+from guava.model.baseline.matting import closed_form_matte, foreground_colors
 from guava.photo import resize_area, warp_affine
-from guava.rendering.threads import KERNEL_LOCK
 
 PRIOR_WEIGHT = 1e-4
 """Pull of the matte towards the segmentation, beside the matting Laplacian."""
@@ -103,7 +100,8 @@ def cut_out(
         scale = np.diag([fine / size, fine / size, 1.0])
         fine_image = _crop(photo, scale @ crop_from_image, fine)
         fine_alpha = resize_area(alpha, (fine, fine))
-    fine_foreground = foreground_colors(fine_image, fine_alpha)
+    estimate = foreground_colors(fine_image, fine_alpha)
+    fine_foreground = np.where(fine_alpha[..., None] > 0.98, fine_image, estimate)
     return SourcePicture(
         image,
         inside,
@@ -127,7 +125,7 @@ def person_matte(
     covered: np.ndarray,
     hairy: np.ndarray,
 ) -> np.ndarray:
-    """Closed-form matte (Levin et al. 2007) between what is surely person and what is surely background.
+    """Closed-form matte (Levin et al. 2008) between what is surely person and what is surely background.
 
     Sure person is where the eroded mesh and the eroded segmentation agree; sure background is far from both.
     The segmentation alone misses sleeves and held hair, the mesh alone misses everything loose.
@@ -142,8 +140,6 @@ def person_matte(
     Returns:
         (S, S) float32 in [0, 1].
     """
-    from pymatting import cf_laplacian, cg, ichol
-
     unit = image.shape[0] / 512
     segmented = person_probability > 0.5
     confident = person_probability > 0.85
@@ -159,30 +155,9 @@ def person_matte(
     unknown = ~sure & ~outside
     alpha = sure.astype(np.float64)
     if unknown.any() and sure.any():
-        rows, columns = np.nonzero(grow(unknown, 3))
-        window = (slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1))
-        known = (~unknown)[window]
-        laplacian = cf_laplacian(
-            image[window].astype(np.float64), epsilon=1e-6, radius=1, is_known=known.ravel()
-        )
-        free = np.nonzero(unknown[window].ravel())[0]
-        fixed = np.nonzero(known.ravel())[0]
-        rows_free = laplacian[free]
         # A weak pull to the segmentation settles pixels that colour alone leaves open.
         prior = np.maximum(person_probability, blur(shrink(covered, 3 * unit).astype(np.float32), 3 * unit))
-        prior = prior[window].ravel()[free].astype(np.float64)
-        system = (rows_free[:, free] + PRIOR_WEIGHT * sp.identity(len(free))).tocsc()
-        right = PRIOR_WEIGHT * prior - rows_free[:, fixed] @ alpha[window].ravel()[fixed]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                preconditioner = ichol(system)
-            except ValueError:
-                preconditioner = None
-        solution = cg(system, right, M=preconditioner, rtol=1e-4, maxiter=400)
-        values = alpha[window].ravel()
-        values[free] = solution
-        alpha[window] = values.reshape(known.shape)
+        alpha = closed_form_matte(image, ~unknown, alpha, prior, PRIOR_WEIGHT, epsilon=1e-6)
     # Closed form rarely says exactly 0 or 1, which leaves a haze round the person; only hair is really soft.
     soft = np.clip(blur(hairy.astype(np.float32), 6 * unit), 0, 1)
     low = 0.28 - 0.16 * soft
@@ -199,19 +174,3 @@ def _one_person(alpha: np.ndarray, sure: np.ndarray) -> np.ndarray:
     keep[np.unique(labels[sure])] = True
     keep[0] = True
     return alpha * keep[labels]
-
-
-def foreground_colors(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """The person's colours F of ``image = alpha F + (1 - alpha) B`` (Germer et al. 2020), (S, S, 3)
-    float32."""
-    from pymatting import estimate_foreground_ml
-
-    # Its parallel sweeps write what their neighbours read: only one thread gives the same colours every time.
-    with KERNEL_LOCK:
-        threads = numba.get_num_threads()
-        numba.set_num_threads(1)
-        try:
-            estimate = estimate_foreground_ml(image.astype(np.float64), alpha.astype(np.float64))
-        finally:
-            numba.set_num_threads(threads)
-    return np.where(alpha[..., None] > 0.98, image, np.clip(estimate, 0, 1)).astype(np.float32)
