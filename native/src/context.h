@@ -1,7 +1,8 @@
 // What every native call runs on: a context with its threads, its working memory and its way to be cancelled.
 //
 //     bool done = guava::parallel_for(context, count, grain, [&](int64_t begin, int64_t end, int worker) {
-// ... });
+//         ...
+//     });
 //
 // cuts [0, count) into chunks of `grain` (the last may be shorter) and runs them on the context's threads,
 // the calling one included. Which thread takes which chunk is decided while running, but the chunks are
@@ -155,8 +156,9 @@ bool parallel_for(Context &context, int64_t count, int64_t grain, Function &&fun
     if (context.cancelled()) return false;
     return context.pool.run(
         count, grain,
-        [](void *user, int64_t begin, int64_t end, int worker) { (*static_cast<F *>(user))(begin, end,
-            worker); },
+        [](void *user, int64_t begin, int64_t end, int worker) {
+            (*static_cast<F *>(user))(begin, end, worker);
+        },
         const_cast<void *>(static_cast<const void *>(&function)),
         [](void *user) { return static_cast<Context *>(user)->poll_due(); }, &context);
 }

@@ -46,7 +46,7 @@ Kernels kernels_of(const Context &context) {
     return GUAVA_KERNELS(baseline);
 }
 
-constexpr int kMaxSize = 1 << 19;   // pixels a side: tiles are counted in 16 bits
+constexpr int kMaxSize = 1 << 19; // pixels a side: tiles are counted in 16 bits
 constexpr int64_t kTileGrain = 8; // tiles in a row that a thread takes at once: they share Gaussians
 constexpr int kChannelLimit = 1 << 20;
 // Gradients of pairs that are held at once; a crowded tile may need more.
@@ -224,8 +224,7 @@ int32_t project_and_bin(Context &context, SplatWorkspace &work, const guava_spla
     if (!sorted) return GUAVA_CANCELLED;
     const double ordered = milliseconds();
     if (!list_tiles(context, work.sort, sorted, visible, pairs, state.constants.tiles_x,
-        state.constants.tiles_y,
-                    count, for_gradients, state.lists))
+                    state.constants.tiles_y, count, for_gradients, state.lists))
         return GUAVA_CANCELLED;
     stats.project_ms = projected - start;
     stats.sort_ms = ordered - projected;
@@ -284,8 +283,7 @@ int32_t forward(Context &context, const guava_splat_scene &scene, const guava_sp
 // dL/dbackground = sum over pixels of transmittance times gradient, in parts of whole rows whose number is
 // fixed.
 bool background_gradient(Context &context, SplatWorkspace &work, const guava_splat_scene &scene,
-    const float *left,
-                         const float *gradient, float *out) {
+                         const float *left, const float *gradient, float *out) {
     const int64_t channels = scene.channels, parts = std::min<int64_t>(kBackgroundParts, scene.height);
     double *sums = work.sums.reserve(static_cast<size_t>(parts * channels));
     const bool done = parallel_for(context, parts, 1, [&](int64_t part, int64_t, int) {

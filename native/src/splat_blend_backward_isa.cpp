@@ -105,15 +105,8 @@ int sweep_forward(const SplatConstants &k, const float *features, Scratch &s, in
             uint32_t drawn = 0;
             GUAVA_UNROLL
             for (int part = 0; part < kParts; ++part) {
-                vf u = g.l11 * centres.x[part] + (g.l21 * centres.y[part] + g.u0);
-                vf v = g.l22 * centres.y[part] + g.v0;
-                vf exponent = g.lo - u * u - v * v;
-                vf raw = keep(less_equal(log2_alpha_min, exponent), exp2(exponent));
-                vf alpha = minimum(raw, alpha_max);
-                vf before = state.running[part];
-                // Not before - before * alpha, which has no digits left behind an opaque Gaussian, and
-                // another rounding wherever the compiler makes one instruction of it.
-                vf after = before * (1.0f - alpha);
+                vf raw = raw_alphas(g, centres, part, log2_alpha_min), alpha = minimum(raw, alpha_max);
+                vf before = state.running[part], after = transmitted(before, alpha);
                 vm open = less(limit, after);
                 state.running[part] = after;
                 state.left[part] = select(open, after, state.left[part]);

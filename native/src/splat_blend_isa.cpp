@@ -154,14 +154,8 @@ void blend_block(
             uint32_t drawn = 0;
             GUAVA_UNROLL
             for (int part = 0; part < kParts; ++part) {
-                vf u = g.l11 * centres.x[part] + (g.l21 * centres.y[part] + g.u0);
-                vf v = g.l22 * centres.y[part] + g.v0;
-                vf exponent = g.lo - u * u - v * v;
-                vf alpha = keep(less_equal(log2_alpha_min, exponent), minimum(exp2(exponent), alpha_max));
-                vf before = state.running[part];
-                // Not before - before * alpha, which has no digits left behind an opaque Gaussian, and
-                // another rounding wherever the compiler makes one instruction of it.
-                vf after = before * (1.0f - alpha);
+                vf alpha = minimum(raw_alphas(g, centres, part, log2_alpha_min), alpha_max);
+                vf before = state.running[part], after = transmitted(before, alpha);
                 vm open = less(limit, after);
                 vf weight = keep(open, before * alpha);
                 state.running[part] = after;

@@ -224,6 +224,7 @@ GUAVA_INLINE void add_slots(const ProjectBackwardJob &job, int64_t i, bool strea
 }
 
 void prefetch_slots(const ProjectBackwardJob &job, int64_t i) {
+    if (!job.pair_counts[i]) return; // pair_starts is not written then
     const size_t stride = (size_t)job.slot_channels + kMoments;
     const uint32_t *places = job.places + job.pair_starts[i];
     for (uint32_t pair = 0; pair < job.pair_counts[i] && pair < kPrefetchedPairs; ++pair) {

@@ -48,6 +48,18 @@ GUAVA_INLINE void set_pixel_centres(PixelCentres &centres, int block) {
     }
 }
 
+// r = opacity exp(-E) of one Gaussian at kLanes pixels of a block, before its clamp; 0 below alpha_min.
+GUAVA_INLINE vf raw_alphas(const LocalGaussian &g, const PixelCentres &centres, int part, vf log2_alpha_min) {
+    vf u = g.l11 * centres.x[part] + (g.l21 * centres.y[part] + g.u0);
+    vf v = g.l22 * centres.y[part] + g.v0;
+    vf exponent = g.lo - u * u - v * v;
+    return keep(less_equal(log2_alpha_min, exponent), exp2(exponent));
+}
+
+// Transmittance behind. Not before - before * alpha, which has no digits left behind an opaque Gaussian, and
+// another rounding wherever the compiler makes one instruction of it: all passes must have the same bits.
+GUAVA_INLINE vf transmitted(vf before, vf alpha) { return before * (1.0f - alpha); }
+
 // Fetches the next tile's Gaussians into the second-level cache while this one is worked on, a part after
 // every block: they lie all over memory.
 struct NextTile {

@@ -328,12 +328,14 @@ struct Gradients {
     }
 };
 
+// The larger one; NaN is larger than anything, and stays when it is asked again.
+double larger(double most, double value) {
+    return value <= most ? most : std::isnan(value) ? std::numeric_limits<double>::infinity() : value;
+}
+
 double largest_difference(const Output &a, const std::vector<double> &b) {
     double most = 0;
-    for (size_t i = 0; i < b.size(); ++i) {
-        const double difference = std::fabs(a.data()[i] - b[i]);
-        most = difference <= most ? most : difference; // NaN stays
-    }
+    for (size_t i = 0; i < b.size(); ++i) most = larger(most, std::fabs(a.data()[i] - b[i]));
     return most;
 }
 
@@ -436,10 +438,7 @@ void compare_backward(const Scene &s, const char *what, int samples, double tole
             for (const Entry &e : entries)
                 if (e.parameter == n) largest = std::max(largest, std::fabs(e.value));
             for (const Entry &e : entries)
-                if (e.parameter == n) {
-                    const double difference = std::fabs(output.data()[e.place] - e.value);
-                    worst = difference <= worst ? worst : difference;
-                }
+                if (e.parameter == n) worst = larger(worst, std::fabs(output.data()[e.place] - e.value));
             check_below(worst / largest, tolerance, kNames[n]);
         }
     }
@@ -715,6 +714,27 @@ void test_cancel() {
         }
 }
 
+void test_cancel_backward() {
+    Scene s = random_scene(1500, 3, 384, 384, kGsplat, 82, 400);
+    for (float &x : s.values[kOpacities]) x *= 0.02f;
+    s.transmittance_min = 0; // no pixel ends: more than two poll intervals of work for the widest vectors
+    name(GUAVA_ISA_BEST, "cancel backward", s);
+    const std::vector<float> ones(3 * s.pixels(), 1.0f);
+    Context context(1, GUAVA_ISA_BEST);
+    State state;
+    check(Drawn(s, context.handle, state.handle).status == GUAVA_OK, "forward");
+    const auto backward = [&] {
+        return Gradients(s, context.handle, state.handle, ones.data(), ones.data(), nullptr);
+    };
+    int calls = 0;
+    guava_context_set_poll(context.handle, [](void *user) { return ++*static_cast<int *>(user); }, &calls);
+    check(backward().status == GUAVA_CANCELLED && calls == 1, "cancelled by the first poll");
+    guava_context_set_poll(context.handle, nullptr, nullptr);
+    const Gradients after = backward(), again = backward();
+    check(after.status == GUAVA_OK, "the state is as it was");
+    for (size_t n = 0; n < kParameters; ++n) check(same_bits(after.outputs[n], again.outputs[n]), kNames[n]);
+}
+
 void test_two_contexts() {
     const Scene s = random_scene(3000, 8, 120, 90, kGsplat, 90, 4);
     name(GUAVA_ISA_BEST, "two contexts", s);
@@ -748,6 +768,7 @@ int main() {
     test_invalid_values();
     test_invalid_calls();
     test_cancel();
+    test_cancel_backward();
     test_two_contexts();
     std::printf("%d passed, %d failed\n", passed, failed);
     return failed ? 1 : 0;
