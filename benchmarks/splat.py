@@ -405,8 +405,10 @@ def single_scenes(args: argparse.Namespace, mesh: tuple[np.ndarray, np.ndarray])
                 draw(there.tensors)
             wait(device)
 
-        def both(there=there, draw=draw) -> None:
-            one_gradient(there, draw, device)
+        upstream = gradients_of_picture(there)
+
+        def both(there=there, draw=draw, upstream=upstream) -> None:
+            one_gradient(there, draw, upstream)
 
         cells = {"forward": Cell(once)}
         if backend != "numba":
@@ -431,13 +433,13 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def one_gradient(scene: SplatScene, draw: Callable, device: torch.device) -> list[Tensor]:
-    """Gradients of ``gradients_of_picture`` by the five inputs."""
+def one_gradient(scene: SplatScene, draw: Callable, upstream: list[Tensor]) -> list[Tensor]:
+    """Gradients by the five inputs, from those by the picture (``gradients_of_picture``)."""
     inputs = [tensor.detach().requires_grad_() for tensor in scene.tensors]
     out = draw(inputs)
     depth = out.inverse_depth if out.depth is None else out.depth
-    result = torch.autograd.grad((out.features, out.alpha, depth), inputs, gradients_of_picture(scene))
-    wait(device)
+    result = torch.autograd.grad((out.features, out.alpha, depth), inputs, upstream)
+    wait(scene.means.device)
     return list(result)
 
 
@@ -456,12 +458,9 @@ def distance(scene: SplatScene, there: SplatScene, draw: Callable, gradients: bo
             }
     if gradients:
         names = ("means", "quaternions", "scales", "opacities", "features")
-        cpu = torch.device("cpu")
-        pairs = zip(
-            names, one_gradient(scene, partial(draw, backend="native"), cpu),
-            one_gradient(there, draw, there.means.device), strict=True,
-        )
-        for name, a, b in pairs:
+        native_gradients = one_gradient(scene, partial(draw, backend="native"), gradients_of_picture(scene))
+        others = one_gradient(there, draw, gradients_of_picture(there))
+        for name, a, b in zip(names, native_gradients, others, strict=True):
             report[f"gradient_{name}_relative"] = float((a - b.cpu()).norm() / a.norm().clamp(min=1e-30))
     return report
 
