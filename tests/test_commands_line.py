@@ -289,7 +289,7 @@ def test_demo_goes_on_where_it_was_interrupted(folder, avatar, capsys, monkeypat
     digest = hashlib.sha256((folder / "noise.png").read_bytes()).hexdigest()
     mine = replace(avatar, source=replace(avatar.source, sha256=digest))
     monkeypatch.setattr(
-        reconstruct_command, "make_avatar", lambda config: (made.append("avatar"), (mine, ""))[1]
+        reconstruct_command, "make_avatar", lambda config: (made.append("avatar"), (mine, {}))[1]
     )
     performance = demo.demo_performance
     monkeypatch.setattr(

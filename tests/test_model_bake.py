@@ -308,6 +308,14 @@ def test_bake_command(lite, tmp_path, few, capsys):
     assert json.loads((tmp_path / "b.png.json").read_text())["baked"]["mean"] == pytest.approx(report.mean)
     assert main(["bake", str(out), "-o", str(out)]) == 2
     assert "baked already" in capsys.readouterr().err
+    for options, words in (
+        (["--device", "abacus"], "no device 'abacus'"),
+        (["--weights", "random:3"], "no weights named"),
+        (["--steps", "-1"], "--steps -1"),
+    ):
+        assert main(["bake", str(path), "-o", str(tmp_path / "c.guava"), *options]) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "c.guava").exists()
 
 
 def test_an_interrupted_bake_loses_nothing(lite, tmp_path, few, monkeypatch, capsys):
@@ -315,7 +323,7 @@ def test_an_interrupted_bake_loses_nothing(lite, tmp_path, few, monkeypatch, cap
 
     out = tmp_path / "me.guava"
     settings = command.Config(tmp_path / "photo.png", out, model="lite", weights="random:0", bake=True)
-    monkeypatch.setattr(command, "make_avatar", lambda config: (lite, ""))
+    monkeypatch.setattr(command, "make_avatar", lambda config: (lite, {}))
 
     def stopped(*_args, **_options):
         raise KeyboardInterrupt
@@ -327,7 +335,7 @@ def test_an_interrupted_bake_loses_nothing(lite, tmp_path, few, monkeypatch, cap
     assert f"guava bake {out} -o {out}" in capsys.readouterr().err
     monkeypatch.undo()
 
-    monkeypatch.setattr(command, "make_avatar", lambda config: (lite, ""))
+    monkeypatch.setattr(command, "make_avatar", lambda config: (lite, {}))
     monkeypatch.setattr(baking, "BakeConfig", lambda: replace(QUICK, iterations=1))
     command.run(settings)
     assert load_avatar(out).provenance.baked.weights == "random:0"

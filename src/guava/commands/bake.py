@@ -50,7 +50,7 @@ def run(config: Config) -> None:
 
     check_output(config.output)
     if not 0 <= config.steps <= 100_000:
-        raise InputError(f"--steps {config.steps} is outside 0 to 100,000.")
+        raise InputError(f"--steps {config.steps} is outside 0 to 100,000.", "Leave it out, or try 200.")
     avatar, template = open_avatar(config.avatar, config.template)
     baked, report = bake_with_bar(avatar, template, config.weights, config.device, steps=config.steps)
     stated = baked.provenance
@@ -74,17 +74,19 @@ def bake_with_bar(
         steps: See :class:`Config`.
 
     Raises:
-        GuavaError: The avatar has nothing to bake, or the weights are not there or others.
+        GuavaError: The avatar has nothing to bake, the weights are not there or others, or there is no such
+            device.
     """
+    from guava.avatar.animate import find_device
     from guava.model.bake import BakeConfig, bake, check_bakeable
-    from guava.model.generate import RANDOM, load_refiner
+    from guava.model.generate import load_refiner
 
     check_bakeable(avatar)
-    named = weights if weights is not None and not weights.startswith(RANDOM) else None
-    refiner = load_refiner(avatar, named).to(device)
+    where = find_device(device)
+    refiner = load_refiner(avatar, weights).to(where)
     settings = BakeConfig() if steps is None else BakeConfig(steps=steps)
     with stage_bar("bake", eta=True) as progress:
-        return bake(avatar, template, refiner, settings, device=device, progress=progress)
+        return bake(avatar, template, refiner, settings, device=where, progress=progress)
 
 
 def print_report(report: BakeReport) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from guava.commands.console import check_output, say, settings_of, stage_bar, warn
-from guava.errors import InputError
+from guava.errors import GuavaError, InputError
 
 if TYPE_CHECKING:
     from guava.avatar import Avatar
@@ -71,17 +73,22 @@ class Config:
 def run(config: Config) -> None:
     """Make and save the avatar."""
     from guava.avatar import save_avatar
+    from guava.model.stages import seconds_table
 
     check_output(config.output)
     if config.bake:
         check_bake(config)
-    avatar, profile = make_avatar(config)
+    avatar, seconds = make_avatar(config)
+    start = perf_counter()
     save_avatar(avatar, config.output)
+    saved = perf_counter()
+    seconds = {**seconds, "save": saved - start}
     if config.bake:
         avatar = bake_saved(avatar, config)
+        seconds["bake"] = perf_counter() - saved
     warn(avatar.provenance.notes)
     if config.profile:
-        print(profile, file=sys.stderr)
+        print(seconds_table(seconds), file=sys.stderr)
     seen = 100 * avatar.provenance.observed_fraction
     say(f"{config.output}: {len(avatar.gaussians):,} Gaussians, {seen:.0f} % of them seen in the photo")
 
@@ -105,27 +112,30 @@ def bake_saved(avatar: Avatar, config: Config) -> Avatar:
     from guava.avatar import save_avatar
     from guava.body import template_for
     from guava.commands.bake import bake_with_bar, print_report
+    from guava.model.generate import RANDOM
 
+    # Random weights have no file: the avatar's reference says all of them.
+    weights = None if config.weights is None or config.weights.startswith(RANDOM) else config.weights
     try:
         template = template_for(avatar.template_hash, avatar.template_name)
-        baked, report = bake_with_bar(avatar, template, config.weights, config.device)
-    except KeyboardInterrupt:
+        baked, report = bake_with_bar(avatar, template, weights, config.device)
+    except (KeyboardInterrupt, GuavaError, MemoryError):
+        path = shlex.quote(str(config.output))
+        named = "" if weights is None else f" --weights {shlex.quote(weights)}"
         warn([f"'{config.output}' holds the avatar as the network made it; baking it is what is left to do: "
-              f"guava bake {config.output} -o {config.output}"])  # fmt: skip
+              f"guava bake {path} -o {path}{named}"])  # fmt: skip
         raise
     save_avatar(baked, config.output)
     print_report(report)
     return baked
 
 
-def make_avatar(config: Config) -> tuple[Avatar, str]:
-    """Photo -> avatar, with a progress bar; also the table of stage times.
+def make_avatar(config: Config) -> tuple[Avatar, dict[str, float]]:
+    """Photo -> avatar, with a progress bar; also the seconds of every stage.
 
     Raises:
         GuavaError: The photo cannot be used, nobody is in it, or weights, a template or a package is missing.
     """
-    from time import perf_counter
-
     from guava.model import generator_stages, reconstruct
     from guava.model.stages import Stages
     from guava.photo import load_photo
@@ -161,9 +171,13 @@ def make_avatar(config: Config) -> tuple[Avatar, str]:
             notes=tuple(dict.fromkeys((*photo.notes, *tracked.quality.notes, *provenance.notes))),
         ),
     )
-    before = {"model": chosen - start, "detector": loaded - opened, "track": done - loaded}
-    lines = [f"{name:<14}{seconds:7.2f} s" for name, seconds in before.items()] + [stages.table()]
-    return avatar, "\n".join(lines)
+    before = {
+        "model": chosen - start,
+        "photo": opened - chosen,
+        "detector": loaded - opened,
+        "track": done - loaded,
+    }
+    return avatar, {**before, **stages.seconds}
 
 
 def choose_model(config: Config) -> tuple[Template, NetworkSettings | None]:

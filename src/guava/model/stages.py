@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 Progress = Callable[[str, int, int], None]
@@ -37,7 +37,8 @@ class Stages:
         if self.progress and name == self.names[-1]:
             self.progress(name, len(self.names), len(self.names))
 
-    def table(self) -> str:
-        """One line a stage, and the sum."""
-        rows = [*self.seconds.items(), ("total", sum(self.seconds.values()))]
-        return "\n".join(f"{name:<14}{seconds:7.2f} s" for name, seconds in rows)
+
+def seconds_table(seconds: Mapping[str, float]) -> str:
+    """One line a stage, and the sum."""
+    rows = [*seconds.items(), ("total", sum(seconds.values()))]
+    return "\n".join(f"{name:<14}{value:7.2f} s" for name, value in rows)
