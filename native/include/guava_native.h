@@ -1,11 +1,11 @@
 /* The C interface of Guava's native kernels: plain C types, no torch, no Python.
  *
  * Conventions are those of the Python package (src/guava/__init__.py, rendering/splatting.py): world metres,
- * OpenCV cameras, pixel centres at half-integers, quaternions (w, x, y, z). All arrays are float32, C order and
- * contiguous; they belong to the caller and are not kept after a call.
+ * OpenCV cameras, pixel centres at half-integers, quaternions (w, x, y, z). Arrays are float32 unless their
+ * type says otherwise, C order and contiguous; they belong to the caller and are not kept after a call.
  *
- * Every call is made on a context, which holds threads and working memory. A context serves one call at a time;
- * different contexts are independent, and nothing is global, so that calls on several contexts may overlap.
+ * Every call is made on a context, which holds threads and working memory. A context serves one call at a
+ * time; different contexts are independent, and nothing is global, so that calls on several may overlap.
  * Threads do not survive fork(): a child must make contexts of its own (and must not destroy its parent's).
  */
 #ifndef GUAVA_NATIVE_H
@@ -59,14 +59,14 @@ GUAVA_API void guava_context_destroy(guava_context *context);
 /* Choose kernels (for tests and benchmarks); GUAVA_ISA_BEST by default. */
 GUAVA_API int32_t guava_context_set_isa(guava_context *context, int32_t isa);
 GUAVA_API int32_t guava_context_get_isa(const guava_context *context);
-/* Called on the calling thread about every 50 ms while a call runs; non-zero cancels the call. May be NULL. */
+/* Called on the calling thread about every 50 ms while a call runs; non-zero cancels it. May be NULL. */
 typedef int32_t (*guava_poll)(void *user);
 GUAVA_API void guava_context_set_poll(guava_context *context, guava_poll poll, void *user);
 /* Working memory that the context holds, bytes, and giving it back. */
 GUAVA_API size_t guava_context_bytes(const guava_context *context);
 GUAVA_API void guava_context_trim(guava_context *context);
 
-/* ---- Splatting: guava.rendering.splat ------------------------------------------------------------------- */
+/* ---- Splatting: guava.rendering.splat ------------------------------------------------------------------ */
 
 enum guava_splat_flags {
     GUAVA_SPLAT_NORMALIZE_QUATERNIONS = 1,
@@ -141,13 +141,13 @@ typedef struct guava_splat_gradients {
     float *intrinsics; /* (6,) */
 } guava_splat_gradients;
 
-/* scene must hold the same values as at forward, state be that call's. Gradients do not depend on the number of
- * threads, bit for bit. */
+/* scene must hold the same values as at forward, state be that call's. Gradients do not depend on the number
+ * of threads, bit for bit. */
 GUAVA_API int32_t guava_splat_backward(guava_context *context, const guava_splat_scene *scene,
                                        const guava_splat_state *state,
                                        const guava_splat_gradients *gradients, guava_splat_stats *stats);
 
-/* ---- Animation: guava.body.ehm, guava.avatar.posing, guava.rendering.frame ------------------------------- */
+/* ---- Animation: guava.body.ehm, guava.avatar.posing, guava.rendering.frame ----------------------------- */
 
 /* Most joints, because rows of joints are named by one byte. */
 #define GUAVA_MAX_JOINTS 256

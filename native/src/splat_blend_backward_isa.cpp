@@ -143,9 +143,9 @@ void load_gradients(const BlendBackwardJob &job, BlockGradients &g, int left, in
         g.depth[pixel] = inside && job.out_depth ? job.out_depth[place] : 0.0f;
         if (!job.out_features) continue;
         float *to = g.features + pixel * wide;
-        if (inside) __builtin_memcpy(to, job.out_features + place * (size_t)channels,
-            sizeof(float) * (size_t)channels);
-        else __builtin_memset(to, 0, sizeof(float) * (size_t)channels);
+        const size_t bytes = sizeof(float) * (size_t)channels;
+        if (inside) __builtin_memcpy(to, job.out_features + place * (size_t)channels, bytes);
+        else __builtin_memset(to, 0, bytes);
     }
     if (job.out_features)
         for (int c = 0; c < channels; ++c)
@@ -184,8 +184,7 @@ GUAVA_INLINE void worth_of_weights(const BlendBackwardJob &job, Scratch &s, int 
 // Adds sum_pixels w G of kGroup rows (`count` of them real) to their slots, V vectors of channels.
 template <int V>
 GUAVA_INLINE void gradients_of_features(const Scratch &s, int first, int count, int channel, int wide,
-    float *slots,
-                                        size_t stride) {
+                                        float *slots, size_t stride) {
     vf total[kGroup][V];
     GUAVA_UNROLL
     for (int i = 0; i < kGroup; ++i) {
@@ -195,8 +194,8 @@ GUAVA_INLINE void gradients_of_features(const Scratch &s, int first, int count, 
     for (int pixel = 0; pixel < kBlockPixels; ++pixel) {
         vf gradient[V];
         GUAVA_UNROLL
-        for (int v = 0; v < V; ++v) gradient[v] = load(s.gradients.features + pixel * wide + channel
-            + v * kLanes);
+        for (int v = 0; v < V; ++v)
+            gradient[v] = load(s.gradients.features + pixel * wide + channel + v * kLanes);
         GUAVA_UNROLL
         for (int i = 0; i < kGroup; ++i) {
             GUAVA_UNROLL
@@ -214,7 +213,7 @@ GUAVA_INLINE void gradients_of_features(const Scratch &s, int first, int count, 
 
 // S and g, from the last row to the first.
 void sweep_backward(const BlendBackwardJob &job, Scratch &s, int block, int count, float *slots,
-    size_t stride) {
+                    size_t stride) {
     BlockState &state = s.states[block];
     vf behind[kParts];
     for (int part = 0; part < kParts; ++part) behind[part] = state.behind[part];
@@ -239,7 +238,7 @@ void sweep_backward(const BlendBackwardJob &job, Scratch &s, int block, int coun
 // Adds the moments of g of four rows to their slots. They are summed about the block's centre, where u and v
 // have the values uc and vc: u = l11 X + l21 Y + uc, v = l22 Y + vc.
 GUAVA_INLINE void moments_of_rows(const Scratch &s, int block, int first, int count, float *slots,
-    size_t stride) {
+                                  size_t stride) {
     constexpr int kFour = 4;
     Moments total[kFour];
     GUAVA_UNROLL

@@ -93,8 +93,8 @@ GUAVA_INLINE void multiply_planar(const Rows &rows, int channel, float *sums) {
     GUAVA_UNROLL
     for (int c = 0; c < N; ++c) {
         GUAVA_UNROLL
-        for (int part = 0; part < kParts; ++part) total[c][part] = load(sums + c * kBlockPixels
-            + part * kLanes);
+        for (int part = 0; part < kParts; ++part)
+            total[c][part] = load(sums + c * kBlockPixels + part * kLanes);
     }
     for (int k = 0; k < rows.count; ++k) {
         const float *f = rows.features[k] + channel;
@@ -108,8 +108,8 @@ GUAVA_INLINE void multiply_planar(const Rows &rows, int channel, float *sums) {
     GUAVA_UNROLL
     for (int c = 0; c < N; ++c) {
         GUAVA_UNROLL
-        for (int part = 0; part < kParts; ++part) store(sums + c * kBlockPixels + part * kLanes,
-            total[c][part]);
+        for (int part = 0; part < kParts; ++part)
+            store(sums + c * kBlockPixels + part * kLanes, total[c][part]);
     }
 }
 
@@ -127,7 +127,7 @@ void multiply(Rows &rows, const Layout &layout, float *sums) {
 template <int kFused>
 void blend_block(
     const BlendJob &job, Scratch &s, const Layout &layout, int block, int listed, float *sums,
-        BlendCounts &counts
+    BlendCounts &counts
 ) {
     const SplatConstants &k = *job.constants;
     const vf alpha_max = vf{} + k.alpha_max, log2_alpha_min = vf{} + k.log2_alpha_min;
@@ -357,7 +357,6 @@ void blend_tile(
         if (!outside(block))
             write_block<kFused>(job, layout, place, block, s.states[block], sums_of(block), streamed);
 }
-
 
 void blend(const BlendJob *job, int64_t tile_begin, int64_t tile_end, void *scratch, BlendCounts *counts) {
     Scratch &s = *static_cast<Scratch *>(scratch);

@@ -1,12 +1,12 @@
 // Adds up the slots of every Gaussian and carries the gradients back through the projection, in double
 // precision: a long thin Gaussian's gradient by its length is a small difference of large terms.
 //
-// With d = pixel - centre, P = Sigma^-1 (2 x 2) and E = d^T P d / 2 = ln 2 (u^2 + v^2), L = [[l11, l21], [0,
-// l22]], P = 2 ln 2 L^T L, and sums over pixels of g = dL / d ln(alpha) = -dL / dE:
+// With d = pixel - centre, P = Sigma^-1 (2 x 2) and E = d^T P d / 2 = ln 2 (u^2 + v^2),
+// L = [[l11, l21], [0, l22]], P = 2 ln 2 L^T L, and sums over pixels of g = dL / d ln(alpha) = -dL / dE:
 //
 //     dL / d centre  = sum g P d                  = 2 ln 2 L^T (sum g u, sum g v)
-//     dL / d Sigma   = 1/2 sum g (P d) (P d)^T    = 2 (ln 2)^2 L^T [[sum g u u, sum g u v], [.., sum g v v]]
-// L
+//     dL / d Sigma   = 1/2 sum g (P d) (P d)^T
+//                    = 2 (ln 2)^2 L^T [[sum g u u, sum g u v], [.., sum g v v]] L
 //     dL / d opacity = sum g / opacity
 //
 // From there by the chain rule through Sigma = M M^T + eps I, M = K J R A S: see the code, whose names are
@@ -93,8 +93,8 @@ void project_backward(const SplatConstants &k, Lanes &g, bool camera, vd sums[kC
         B[r][0] = in[r][0] * inverse_z;
         B[r][1] = in[r][1] * inverse_z;
         B[r][2] = -(B[r][0] * hx + B[r][1] * hy);
-        for (int c = 0; c < 3; ++c) T[r][c] = B[r][0] * view[0][c] + B[r][1] * view[1][c]
-            + B[r][2] * view[2][c];
+        for (int c = 0; c < 3; ++c)
+            T[r][c] = B[r][0] * view[0][c] + B[r][1] * view[1][c] + B[r][2] * view[2][c];
         for (int c = 0; c < 3; ++c) Q[r][c] = T[r][0] * A[0][c] + T[r][1] * A[1][c] + T[r][2] * A[2][c];
         for (int c = 0; c < 3; ++c) M[r][c] = Q[r][c] * scale[c];
     }
@@ -198,8 +198,9 @@ GUAVA_INLINE void add_slots(const ProjectBackwardJob &job, int64_t i, bool strea
     uint32_t begin, end;
     pairs_in_band(job, i, begin, end);
     if (begin == end && !job.first_band) return;
-    const auto slot = [&](uint32_t pair) { return job.slots
-        + (size_t)(job.places[pair] - job.first_pair) * stride; };
+    const auto slot = [&](uint32_t pair) {
+        return job.slots + (size_t)(job.places[pair] - job.first_pair) * stride;
+    };
 
     MomentsUnaligned &moments = *reinterpret_cast<MomentsUnaligned *>(job.moments + i * kMoments);
     Moments sum = job.first_band ? Moments{} : moments;

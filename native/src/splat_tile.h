@@ -77,8 +77,8 @@ struct NextTile {
             const size_t id = ids[done];
             __builtin_prefetch(records + id, 0, 2);
             const char *row = reinterpret_cast<const char *>(features) + id * feature_bytes;
-            for (size_t byte = 0; features && byte < feature_bytes; byte += kLine) __builtin_prefetch(row
-                + byte, 0, 2);
+            for (size_t byte = 0; features && byte < feature_bytes; byte += kLine)
+                __builtin_prefetch(row + byte, 0, 2);
         }
     }
 };
@@ -172,8 +172,8 @@ void load_batch(
 // Whether a pixel of a block has not ended.
 GUAVA_INLINE bool any_open(const vf running[kParts], float transmittance_min) {
     vm open = less(splat(transmittance_min), running[0]);
-    for (int part = 1; part < kParts; ++part) open = either(open, less(splat(transmittance_min),
-        running[part]));
+    for (int part = 1; part < kParts; ++part)
+        open = either(open, less(splat(transmittance_min), running[part]));
     return any(open);
 }
 

@@ -11,7 +11,9 @@ using Check = void (*)(bool good, const char *what);
 namespace {
 
 // The larger one; std::fmax would leave NaN out.
-double larger(double most, double value) { return value <= most ? most : std::isnan(value) ? INFINITY : value; }
+double larger(double most, double value) {
+    return value <= most ? most : std::isnan(value) ? INFINITY : value;
+}
 
 struct Numbers {
     uint32_t state;
