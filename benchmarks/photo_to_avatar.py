@@ -80,7 +80,8 @@ def main() -> None:
 def child(photos: list[Path], threads: int, cache: str) -> dict:
     """What ``measure`` returns in a new process, with numba's cache in a folder."""
     command = [sys.executable, __file__, "--measure", "--threads", str(threads), *map(str, photos)]
-    environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
+    # Threads that wait sleep, as the guava command has it.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "NUMBA_CACHE_DIR": cache}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
