@@ -81,7 +81,8 @@ def repeat_video(source: Path, target: Path, frames: int) -> None:
 def in_own_process(clip: Path, threads: int) -> dict:
     """What :func:`measure` says in a fresh process."""
     command = [sys.executable, __file__, "--measure", str(clip), "--threads", str(threads)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    # As the guava command sets it.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(done.stderr)

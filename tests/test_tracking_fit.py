@@ -277,7 +277,7 @@ def test_long_clips_are_chunked_with_one_identity(template):
     seen = []
     chunked = run(template, found, fps=25.0, config=config, progress=lambda *state: seen.append(state))
     assert len(chunked) == 9 and chunked.identity.head_shape.shape[0] == 1
-    assert seen[-1] == ("fit", 9, 9)
+    assert seen[0] == ("fit", 0, 9) and seen[-1] == ("fit", 9, 9)
     whole = run(template, found, fps=25.0)
     gap = neck_aligned(template, chunked.identity, chunked.pose) - neck_aligned(
         template, whole.identity, whole.pose

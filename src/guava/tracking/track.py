@@ -165,6 +165,8 @@ def _fit_valid(
 ) -> BodyFit:
     """:func:`fit_clip` where every frame shows the person."""
     frames = len(observations.valid)
+    if progress is not None:
+        progress("fit", 0, frames)
     if frames <= config.identity_frames:
         fit, _ = fit_observations(observations, camera, links, template, config, clock=clock)
         if progress is not None:
