@@ -30,7 +30,6 @@ torch==2.13.0
 safetensors>=0.4.3
 pillow>=10
 numba>=0.60
-pymatting>=1.1.12
 av>=12
 tqdm>=4.65
 tyro>=0.9.2

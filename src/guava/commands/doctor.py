@@ -78,7 +78,6 @@ PACKAGES = (
     "safetensors",
     "pillow",
     "numba",
-    "pymatting",
     "av",
     "tqdm",
     "tyro",
@@ -156,15 +155,13 @@ def _core() -> Iterator[Finding]:
         ("safetensors", "safetensors"),
         ("pillow", "PIL"),
         ("numba", "numba"),
-        ("pymatting", "pymatting"),
         ("tqdm", "tqdm"),
         ("tyro", "tyro"),
     ):
         if importlib.util.find_spec(module) is None:
             yield Finding(BROKEN, package, "not installed", "pip install guava-avatar")
             continue
-        # pymatting compiles for minutes when first imported; its presence is enough.
-        problem = "" if module == "pymatting" else _can_import(module)
+        problem = _can_import(module)
         if problem:
             yield Finding(BROKEN, package, problem, f"pip install --force-reinstall {package}")
         elif package == "torch":
