@@ -346,6 +346,8 @@ LONG_CALL = """
     import os, signal, threading, time
     from guava.rendering.splatting import SplatConventions
 
+    # Background jobs of a shell inherit that Ctrl-C is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     count, channels = 8000, 1024
     means, quaternions, scales, opacities, features = scene(0, count, channels)
     arguments = (means * 0.1 - torch.tensor([0.0, 0.0, 0.9]), quaternions, scales + 10, opacities * 0 + 1e-5,

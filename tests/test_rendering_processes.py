@@ -173,8 +173,16 @@ def test_a_graph_that_dies_on_another_thread():
     assert torch.equal(leaf.grad, alone)
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as in a terminal: background jobs of a shell inherit that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="sends itself SIGINT")
-def test_control_c_stops_a_picture_in_the_middle():
+def test_control_c_stops_a_picture_in_the_middle(ctrl_c):
     """Four thousand transparent Gaussians over 16 million pixels would take many seconds."""
     count = 4000
     args = (
