@@ -15,25 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from subjects import subject
 
 from guava.avatar.posing import pose_gaussians
 from guava.body import load_template
-from guava.camera import Camera
 from guava.model import reconstruct
 from guava.model.baseline import BaselineConfig
 from guava.model.baseline.surface import pose_template
-from guava.photo import Photo, resize_area, save_png
+from guava.photo import save_png
 from guava.rendering import splat
-from guava.synth import (
-    dress,
-    frame_person,
-    render_person,
-    sample_background,
-    sample_light,
-    sample_person,
-    sample_pose,
-)
-from guava.synth.tracked import tracked_truth
+from guava.synth import render_person
 
 YAWS = (0, 30, -30, 55)
 VARIANTS = {
@@ -54,23 +45,14 @@ def main() -> None:
     template, size = load_template(), 512
     figures: dict[str, list[list[float]]] = {name: [] for name in VARIANTS}
     for seed in range(options.first_seed, options.first_seed + options.people):
-        rng = np.random.default_rng(seed)
-        person = dress(sample_person(seed, template), template)
-        camera = Camera.frontal(size)
-        pose = frame_person(rng, person, sample_pose(rng, template, "one_hand"), template, camera=camera)
-        light = sample_light(rng)
-        large = camera.resized(2 * size, 2 * size)
-        background = sample_background(rng, 2 * size, 2 * size)
-        view = render_person(person, pose, large, template, background=background, light=light)
-        mask = torch.from_numpy(resize_area(view.alpha, (size, size)))
-        tracked = tracked_truth(template, person.identity, pose, camera, mask, picture_size=2 * size)
-        photo = Photo(view.rgb, None, "", f"synthetic {seed}", ())
-        pivot = pose_template(template, person.identity, pose).joints[0, template.joint("spine3")]
-        cameras = [camera.orbit(math.radians(yaw), 0.0, pivot) for yaw in YAWS]
-        truths = [render_person(person, pose, c, template, light=light) for c in cameras]
+        someone = subject(seed, template, size)
+        identity, pose = someone.person.identity, someone.pose
+        pivot = pose_template(template, identity, pose).joints[0, template.joint("spine3")]
+        cameras = [someone.camera.orbit(math.radians(yaw), 0.0, pivot) for yaw in YAWS]
+        truths = [render_person(someone.person, pose, c, template, light=someone.light) for c in cameras]
         sheet = [np.hstack([t.rgb.astype(np.float32) / 255 for t in truths])]
         for name, config in VARIANTS.items():
-            avatar = reconstruct(photo, tracked, template=template, config=config)
+            avatar = reconstruct(someone.photo, someone.tracked, template=template, config=config)
             posed = pose_gaussians(
                 avatar.gaussians, pose_template(template, avatar.identity, pose), template.faces
             )
